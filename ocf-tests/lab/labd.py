@@ -288,6 +288,7 @@ class Supervisor:
         node.cgroup.freeze(timeout=0.5)
         self.unplug_cables(node)
         mounts = labsys.NodeMounts({node.pid, *node.cgroup.pids()})
+        own_loops = labsys.loop_nodes(f"/proc/{node.pid}/root/dev")
         dropped = mounts.drop_dirty()
         if dropped:
             self.event(f"{node.name}: lost unwritten data of {' '.join(dropped)}")
@@ -297,8 +298,7 @@ class Supervisor:
         except ProcessLookupError:
             pass
         self.reap(node)
-        if mounts.has_fuse():
-            labsys.loop_detach_orphans()
+        labsys.loop_detach_orphans(own_loops, mounts.fuse_numbers())
 
     def reap(self, node):
         """Collect the dead first process of a node."""

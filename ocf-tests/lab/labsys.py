@@ -6,6 +6,7 @@ import fcntl
 import os
 import platform
 import signal
+import stat
 import struct
 import time
 
@@ -40,6 +41,7 @@ MACHINE_CAPABILITIES = {"sys_module": 16, "sys_time": 25, "syslog": 34,
                         "wake_alarm": 35}
 
 # loop(4)
+LOOP_MAJOR = 7
 LOOP_CONFIGURE = 0x4C0A
 LOOP_CLR_FD = 0x4C01
 LOOP_GET_STATUS64 = 0x4C05
@@ -197,23 +199,39 @@ def loop_remove(index):
         pass
 
 
-def loop_detach_orphans():
-    """Detach the loop devices over files of FUSE servers that are gone; nothing can use them."""
-    for name in os.listdir("/sys/block"):
-        if not os.path.isdir(f"/sys/block/{name}/loop"):
-            continue
+def loop_nodes(directory):
+    """The numbers of the loop devices that have a device node below a directory."""
+    found = set()
+    for parent, _, names in os.walk(directory):
+        for name in names:
+            try:
+                status = os.lstat(f"{parent}/{name}")
+            except OSError:
+                continue
+            if stat.S_ISBLK(status.st_mode) and os.major(status.st_rdev) == LOOP_MAJOR:
+                found.add(os.minor(status.st_rdev))
+    return found
+
+
+def loop_detach_orphans(indices, filesystems):
+    """Detach those of the loop devices whose file is on one of these dead FUSE file systems."""
+    for index in indices:
         try:
-            fd = os.open(f"/dev/{name}", os.O_RDONLY | os.O_CLOEXEC)
+            fd = os.open(f"/dev/loop{index}", os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             continue
         try:
-            fcntl.ioctl(fd, LOOP_GET_STATUS64, bytearray(232))
-        except OSError as error:
-            if error.errno in (errno.ENOTCONN, errno.ECONNABORTED):
-                try:
-                    fcntl.ioctl(fd, LOOP_CLR_FD, 0)
-                except OSError:
-                    pass
+            info = bytearray(232)
+            try:
+                fcntl.ioctl(fd, LOOP_GET_STATUS64, info)
+                device = struct.unpack_from("=Q", info)[0]
+                orphan = f"{os.major(device)}:{os.minor(device)}" in filesystems
+            except OSError as error:
+                orphan = error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
+            if orphan:
+                fcntl.ioctl(fd, LOOP_CLR_FD, 0)
+        except OSError:
+            pass
         finally:
             os.close(fd)
 
@@ -353,8 +371,8 @@ class NodeMounts:
         self.found = [(pid, *entry) for pid in namespaces.values() for entry in _mounts(pid)
                       if entry[0] not in outside]
 
-    def has_fuse(self):
-        return any(map(self._is_fuse, self.found))
+    def fuse_numbers(self):
+        return {entry[1] for entry in self.found if self._is_fuse(entry)}
 
     @staticmethod
     def _is_fuse(entry):
@@ -369,9 +387,9 @@ class NodeMounts:
         (a loop device over a FUSE file, a file system on it) gets errors instead of waiting
         for ever.
         """
-        for entry in filter(self._is_fuse, self.found):
+        for number in self.fuse_numbers():
             try:
-                with open(f"{FUSE_CONTROL}/{entry[1].split(':')[1]}/abort", "w",
+                with open(f"{FUSE_CONTROL}/{number.split(':')[1]}/abort", "w",
                           encoding="ascii") as f:
                     f.write("1")
             except OSError:

@@ -60,16 +60,20 @@ assert_clean() {
 }
 
 test_cycle() {
-    local i loops
-    loops=$(find /dev -maxdepth 1 -name 'loop*' | wc -l)
+    local i made number
     for ((i = 1; i <= ${ROUNDS:-5}; i++)); do
         lab up -n 3 --disks 3
         lab up -n 3 >/dev/null # again: nothing to do
         [[ $(lab status | grep -c 'DC .*, quorum, online alice,bob,charlie') == 3 ]]
+        made=$(python3 -c 'import json, sys; print(*json.load(sys.stdin)["loops_created"])' \
+            <"/run/lab/$LAB_NAME/run.json")
         lab down
         lab down # again: nothing to do
         assert_clean
-        [[ $(find /dev -maxdepth 1 -name 'loop*' | wc -l) -le $loops ]] || die "loop devices left"
+        for number in $made; do # gone, or in use by somebody else meanwhile
+            [[ ! -e /sys/block/loop$number || -e /sys/block/loop$number/loop/backing_file ]] ||
+                die "loop device $number left"
+        done
     done
 }
 
@@ -157,8 +161,9 @@ test_disks() {
 
 # A program of the node serves a FUSE file, with a loop device and a busy file system on top.
 test_fuse() {
+    local number
     lab up -n 1 --no-cluster --disk-size 64M
-    on alice bash -s <<'NODE'
+    on alice bash -s <<'NODE' >"$scratch/number"
 set -e
 touch /tmp/export
 qemu-storage-daemon --daemonize \
@@ -168,6 +173,7 @@ qemu-storage-daemon --daemonize \
 number=$(losetup -f | tr -dc 0-9)
 mknod /dev/replica b 7 "$number"
 losetup /dev/replica /tmp/export
+echo "$number"
 mkfs.ext4 -q /dev/replica
 mount /dev/replica /mnt
 echo synced > /mnt/a
@@ -177,7 +183,8 @@ echo unsynced > /mnt/b
 NODE
     lab kill alice
     event "alice: lost unwritten data of /mnt"
-    [[ -z $(losetup --all | grep -v '\.img' || true) ]] || die "loop device left over a dead FUSE file"
+    number=$(cat "$scratch/number")
+    await 5 "loop device over a dead FUSE file detached" refute test -e "/sys/block/loop$number/loop"
     lab start alice
     on alice mount /dev/vdb /mnt
     [[ $(on alice cat /mnt/a) == synced ]]
