@@ -8,6 +8,7 @@
 pub mod compare;
 pub mod distances;
 pub mod fencing;
+pub mod finished;
 pub mod quorum;
 pub mod rate;
 pub mod refusal;
