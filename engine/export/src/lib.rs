@@ -3,7 +3,7 @@
 //! Every front end delivers the same [`BlockRequest`]s and takes the same [`Reply`]s, so the engine's
 //! loop treats them alike:
 //!
-//! - `nbd::Session`: the NBD server protocol without I/O; the caller moves the bytes.
+//! - [`nbd::Session`]: the NBD server protocol without I/O; the caller moves the bytes.
 //! - [`DeviceExport`]: `/dev/drbdN`, through the kernel's NBD client  or through a
 //!   FUSE file under a loop device ([`BackendKind::FuseLoop`]); `open_device` picks what the kernel has.
 //!
@@ -17,6 +17,7 @@
 mod block;
 mod buffer;
 mod device;
+pub mod nbd;
 
 pub use block::{BlockRequest, Errno, Extent, Op, Reply};
 pub use buffer::{ALIGN, AlignedBuf, BufferPool};
