@@ -455,8 +455,8 @@ table bridge lab {{
     def op_kill(self, request, _reply):
         for node in [self.node(name) for name in request["nodes"]]:
             if node.power != "off":
-                self.power_off(node)
                 self.event(f"{node.name}: power cut")
+                self.power_off(node)
         return {}
 
     def op_stop(self, request, reply):

@@ -1,0 +1,6 @@
+//! Everything that needs a cluster, root and minutes: one test at a time.
+
+mod agent;
+mod demo;
+mod install;
+mod tools;
