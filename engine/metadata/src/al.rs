@@ -6,6 +6,8 @@
 
 use std::collections::BTreeSet;
 
+pub use crate::al_old::{Format, format_of, replay_old, replay_pmem};
+
 use crate::{AL_EXTENTS_MAX, BLOCK_SIZE, Block, be16, be32, crc32c_raw, put};
 
 /// Extent number meaning "this slot is free".
@@ -15,7 +17,7 @@ pub const UPDATES_PER_TRANSACTION: usize = 64;
 /// Context entries in one transaction.
 pub const CONTEXT_PER_TRANSACTION: usize = 919;
 
-const MAGIC: u32 = 0x69cb_65a2;
+pub(crate) const MAGIC: u32 = 0x69cb_65a2;
 /// Magic of a log that lives in persistent memory (§15.2).
 pub const MAGIC_PMEM: u32 = 0x6aa6_67a6;
 const TYPE_UPDATE: u16 = 0;

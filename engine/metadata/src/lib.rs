@@ -1,8 +1,8 @@
 //! DRBD's on-disk metadata, bit for bit: superblock, activity log, bitmap and the text dump.
 //!
 //! Formats v08 (DRBD 8.4) and v09 (DRBD 9), as `spec/metadata.md` describes them. Everything except
-//! `image` is pure: bytes in, structs out. `image` moves whole metadata areas through the small
-//! `image::BlockIo` trait. Nothing here knows a clock, a random source or a block device.
+//! [`image`] is pure: bytes in, structs out. [`image`] moves whole metadata areas through the small
+//! [`image::BlockIo`] trait. Nothing here knows a clock, a random source or a block device.
 //!
 //! Where to start: [`Layout`] says where things are, [`Superblock`] what is known about the data and
 //! the peers, [`Bitmap`] what is out of sync, [`al`] what may be out of sync after a crash.
@@ -12,21 +12,30 @@
 #![forbid(unsafe_code)]
 
 pub mod al;
+mod al_old;
 mod apply;
 pub mod bitmap;
 mod crc32c;
+mod dump;
 mod flags;
+pub mod gi;
+pub mod image;
 mod layout;
+mod parse;
 mod superblock;
+mod validate;
 
 pub use apply::{Applied, ApplyError, apply_al};
 pub use bitmap::{Bitmap, BitmapError};
 pub use crc32c::crc32c_raw;
+pub use dump::{DumpError, DumpHeader, Moved, dump};
 pub use flags::{DeviceFlags, PeerFlags};
 pub use layout::{
     Geometry, Kind, Layout, LayoutError, bitmap_bits, bitmap_bytes, md_offset, tool_max_sectors,
 };
+pub use parse::{ParseError, ParsedDump, Run, parse_dump};
 pub use superblock::{DecodeError, PeerSlot, Superblock, Version};
+pub use validate::{DriverCheck, DriverError, ToolError};
 
 /// Bytes of a metadata block: the unit of all metadata I/O.
 pub const BLOCK_SIZE: usize = 4096;
