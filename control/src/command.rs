@@ -391,7 +391,7 @@ mod tests {
             let message = ClientMessage::Request { id: 7, command };
             let mut decoder = FrameDecoder::new();
             decoder.push(&encode(&message).unwrap());
-            assert_eq!(decoder.next::<ClientMessage>().unwrap(), Some(message));
+            assert_eq!(decoder.next_message::<ClientMessage>().unwrap(), Some(message));
         }
     }
 }

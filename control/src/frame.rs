@@ -68,7 +68,7 @@ impl FrameDecoder {
     ///
     /// # Errors
     /// If the length is out of bounds or the body is malformed.
-    pub fn next<M: DeserializeOwned>(&mut self) -> Result<Option<M>, FrameError> {
+    pub fn next_message<M: DeserializeOwned>(&mut self) -> Result<Option<M>, FrameError> {
         let pending = self.buffer.get(self.consumed..).unwrap_or_default();
         let Some((prefix, rest)) = pending.split_first_chunk::<PREFIX_BYTES>() else { return Ok(None) };
         let len = u32::from_be_bytes(*prefix) as usize;
@@ -101,7 +101,7 @@ mod tests {
             let mut got: Vec<String> = Vec::new();
             for part in [&bytes[..cut], &bytes[cut..]] {
                 decoder.push(part);
-                while let Some(m) = decoder.next().unwrap() {
+                while let Some(m) = decoder.next_message().unwrap() {
                     got.push(m);
                 }
             }
@@ -114,13 +114,13 @@ mod tests {
     fn a_hostile_length_is_refused_before_it_is_buffered() {
         let mut decoder = FrameDecoder::new();
         decoder.push(&[0xff, 0xff, 0xff, 0xff]);
-        assert!(matches!(decoder.next::<String>(), Err(FrameError::TooLong { .. })));
+        assert!(matches!(decoder.next_message::<String>(), Err(FrameError::TooLong { .. })));
     }
 
     #[test]
     fn garbage_is_refused() {
         let mut decoder = FrameDecoder::new();
         decoder.push(&[0, 0, 0, 2, b'{', b'{']);
-        assert!(matches!(decoder.next::<String>(), Err(FrameError::Malformed(_))));
+        assert!(matches!(decoder.next_message::<String>(), Err(FrameError::Malformed(_))));
     }
 }

@@ -11,22 +11,31 @@
 #![forbid(unsafe_code)]
 
 mod address;
+mod backend;
+mod client;
 mod command;
 mod event;
 mod frame;
 mod gi;
+mod kernel;
+mod kernel_text;
 mod options;
 mod protocol;
 mod refusal;
+pub mod render;
 mod running;
+mod settings;
 mod state;
 mod status;
 
 pub use address::{AddressError, AddressFamily, Endpoint};
+pub use backend::{Backend, BackendError, all_status, bundled_status};
+pub use client::{Client, ClientError, EventStream, running_resources};
 pub use command::{Command, MetaIndex};
 pub use event::{Action, Event, HelperPhase, diff};
 pub use frame::{FRAME_BYTES_MAX, FrameDecoder, FrameError, encode};
 pub use gi::GenerationInfo;
+pub use kernel::{Kernel, KernelError, NESTED_ENV, ToolOutput};
 pub use options::Options;
 pub use protocol::{
     ClientMessage, EventBatch, PROTOCOL_VERSION, Payload, Reply, ServerMessage, TimeoutType, runtime_dir,
@@ -36,6 +45,7 @@ pub use refusal::{Refusal, code, exit_code, text_of};
 pub use running::{
     RunningBacking, RunningConnection, RunningPath, RunningPeerDevice, RunningResource, RunningVolume,
 };
+pub use settings::{Engine, ResourceSettings, Settings, SettingsError};
 pub use state::{ConnectionState, DiskState, ReplicationState, Role, UnknownState, WriteOrdering};
 pub use status::{
     ConnectionStatus, DeviceStatistics, DeviceStatus, PathStatus, PeerDeviceStatus, ResourceStatus,
