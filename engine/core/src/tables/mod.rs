@@ -13,6 +13,7 @@ pub mod quorum;
 pub mod rate;
 pub mod refusal;
 pub mod split_brain;
+pub mod strategy;
 pub mod uuid;
 
 /// Number of node ids; a node id is always below it.
