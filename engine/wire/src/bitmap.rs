@@ -1,1 +1,261 @@
-//! Bitmap transfer (§8).
+//! Transfer of a bitmap in P_BITMAP and P_COMPRESSED_BITMAP packets (§8).
+//!
+//! Neither packet carries a position: both sides count. A compressed packet advances by its runs, a
+//! plain one by words, starting at the multiple of 64 bits at or below the current bit. The transfer
+//! ends with a compressed packet that reaches the end, or with an empty plain packet after the end.
+//!
+//! One bit per 4 KiB; bit i of the device is bit (i mod 64) of the little endian word (i div 64).
+
+use bytes::Bytes;
+use thiserror::Error;
+
+use crate::vli::{Decoder, Encoder, Truncated};
+use crate::{BITMAP_PACKET_MAX, CompressedBitmap, HeaderKind, Packet};
+
+/// Bits of a bitmap word.
+const WORD_BITS: u64 = 64;
+const WORD_BYTES: usize = 8;
+/// Bit 7 of the encoding byte: the first run is a run of set bits.
+const FIRST_RUN_SET: u8 = 0x80;
+
+/// A bitmap packet that does not fit the transfer; the connection has to be dropped (§13).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum BitmapError {
+    /// A plain packet of another length than the position dictates.
+    #[error(
+        "The peer sent {found} bytes of plain bitmap where {expected} belong; both nodes must have the same device size."
+    )]
+    PlainLength {
+        /// Bytes that belong here.
+        expected: usize,
+        /// Bytes sent.
+        found: usize,
+    },
+    /// A run of set bits beyond the end.
+    #[error(
+        "The peer's compressed bitmap sets {count} bits from bit {first} on, but the device has only {bits}; both nodes must have the same device size."
+    )]
+    Overrun {
+        /// First bit of the run.
+        first: u64,
+        /// Length of the run.
+        count: u64,
+        /// Bits of the device.
+        bits: u64,
+    },
+    /// An unknown code.
+    #[error("The peer sent a compressed bitmap with the unknown encoding {encoding:#04x}.")]
+    Encoding {
+        /// The encoding byte.
+        encoding: u8,
+    },
+    /// The code ends within a code word.
+    #[error(transparent)]
+    Truncated(#[from] Truncated),
+    /// A packet after the end.
+    #[error("The peer sent a compressed bitmap packet after the end of its bitmap.")]
+    AfterEnd,
+}
+
+/// Position in one direction of a transfer.
+#[derive(Debug, Clone, Copy)]
+struct Cursor {
+    bits: u64,
+    /// Next bit; after plain packets it may lie beyond the end.
+    next: u64,
+    header_len: usize,
+}
+
+impl Cursor {
+    const fn new(bits: u64, kind: HeaderKind) -> Self {
+        Self { bits, next: 0, header_len: kind.header_len() }
+    }
+
+    /// Words the next plain packet has to carry, 0 at the end.
+    fn plain_words(&self) -> usize {
+        let left = self.bits.div_ceil(WORD_BITS).saturating_sub(self.next / WORD_BITS);
+        let fit = (BITMAP_PACKET_MAX - self.header_len) / WORD_BYTES;
+        usize::try_from(left).unwrap_or(usize::MAX).min(fit)
+    }
+
+    fn advance_plain(&mut self, words: usize) {
+        self.next = (self.next / WORD_BITS + words as u64) * WORD_BITS;
+    }
+
+    fn at_end(&self) -> bool {
+        self.next >= self.bits
+    }
+}
+
+/// Whether more packets belong to a transfer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress {
+    /// The transfer goes on.
+    More,
+    /// This was the last packet.
+    Done,
+}
+
+/// Receiving side of a transfer.
+#[derive(Debug)]
+pub struct Receiver {
+    cursor: Cursor,
+}
+
+impl Receiver {
+    /// A transfer of `bits` bits in packets with headers of type `kind`.
+    #[must_use]
+    pub const fn new(bits: u64, kind: HeaderKind) -> Self {
+        Self { cursor: Cursor::new(bits, kind) }
+    }
+
+    /// Takes the words of a P_BITMAP. `or_word(index, word)` is called for each word with set bits;
+    /// bits beyond the end are cleared.
+    ///
+    /// # Errors
+    /// The length is not the one that belongs here.
+    pub fn plain(
+        &mut self,
+        words: &[u8],
+        mut or_word: impl FnMut(u64, u64),
+    ) -> Result<Progress, BitmapError> {
+        let count = self.cursor.plain_words();
+        if words.len() != count * WORD_BYTES {
+            return Err(BitmapError::PlainLength { expected: count * WORD_BYTES, found: words.len() });
+        }
+        let (chunks, _) = words.as_chunks::<WORD_BYTES>();
+        for (index, chunk) in (self.cursor.next / WORD_BITS..).zip(chunks) {
+            let inside = self.cursor.bits - index * WORD_BITS;
+            let mask = if inside < WORD_BITS { (1 << inside) - 1 } else { u64::MAX };
+            let word = u64::from_le_bytes(*chunk) & mask;
+            if word != 0 {
+                or_word(index, word);
+            }
+        }
+        self.cursor.advance_plain(count);
+        Ok(if count == 0 { Progress::Done } else { Progress::More })
+    }
+
+    /// Takes a P_COMPRESSED_BITMAP. `set_run(first, count)` is called for each run of set bits.
+    ///
+    /// # Errors
+    /// Unknown code, a set run beyond the end, an incomplete code word, nothing left to transfer.
+    pub fn compressed(
+        &mut self,
+        encoding: u8,
+        code: &[u8],
+        mut set_run: impl FnMut(u64, u64),
+    ) -> Result<Progress, BitmapError> {
+        if encoding & 0x0f != CompressedBitmap::RLE_VLI {
+            return Err(BitmapError::Encoding { encoding });
+        }
+        let Cursor { bits, next, .. } = self.cursor;
+        if next >= bits {
+            return Err(BitmapError::AfterEnd);
+        }
+        let mut first = next;
+        let mut set = encoding & FIRST_RUN_SET != 0;
+        for run in Decoder::new(code, encoding >> 4 & 7) {
+            let count = run?;
+            // bits <= 2^63 and count <= 2^57, but `bits` is the caller's: do not rely on it.
+            let end = first.saturating_add(count);
+            if set {
+                if end > bits {
+                    return Err(BitmapError::Overrun { first, count, bits });
+                }
+                set_run(first, count);
+            }
+            first = end.min(bits);
+            set = !set;
+        }
+        self.cursor.next = first;
+        Ok(if self.cursor.at_end() { Progress::Done } else { Progress::More })
+    }
+}
+
+/// Sending side of a transfer.
+#[derive(Debug)]
+pub struct Sender {
+    cursor: Cursor,
+    use_rle: bool,
+    done: bool,
+}
+
+impl Sender {
+    /// A transfer of `bits` bits in packets with headers of type `kind`; `use_rle` as configured and
+    /// only with APV >= 90.
+    #[must_use]
+    pub const fn new(bits: u64, kind: HeaderKind, use_rle: bool) -> Self {
+        Self { cursor: Cursor::new(bits, kind), use_rle, done: false }
+    }
+
+    /// The next packet and its bulk data; `None` when everything was sent.
+    ///
+    /// `run_at(bit)` tells whether the bit is set and how many bits from there on surely are alike
+    /// (at least 1; neighbours are merged, what lies beyond the end is cut). `word_at(index)` gives
+    /// 64 bits. Both must describe the same bitmap in every call for one transfer, or bits that
+    /// change meanwhile must be announced to the peer in another way.
+    pub fn next_packet(
+        &mut self,
+        run_at: impl FnMut(u64) -> (bool, u64),
+        word_at: impl FnMut(u64) -> u64,
+    ) -> Option<(Packet, Bytes)> {
+        if self.done {
+            return None;
+        }
+        if self.use_rle
+            && !self.cursor.at_end()
+            && let Some(packet) = self.compressed(run_at)
+        {
+            return Some(packet);
+        }
+        Some(self.plain(word_at))
+    }
+
+    fn compressed(&mut self, mut run_at: impl FnMut(u64) -> (bool, u64)) -> Option<(Packet, Bytes)> {
+        let Cursor { bits, next, header_len } = self.cursor;
+        let mut encoder = Encoder::new(BITMAP_PACKET_MAX - header_len - 1);
+        let mut at = next;
+        let mut ahead = run_at(at);
+        let first_set = ahead.0;
+        while at < bits {
+            let set = ahead.0;
+            let mut end = at;
+            while end < bits && ahead.0 == set {
+                end = end.saturating_add(ahead.1.max(1)).min(bits);
+                if end < bits {
+                    ahead = run_at(end);
+                }
+            }
+            if !encoder.push(end - at) {
+                break;
+            }
+            at = end;
+        }
+        // Mandatory: what is longer than the bits it stands for goes out plain (§8.3).
+        let code_bits = encoder.len() as u64 * 8;
+        if code_bits == 0 || code_bits > at - next {
+            return None;
+        }
+        self.cursor.next = at;
+        self.done = self.cursor.at_end();
+        let polarity = if first_set { FIRST_RUN_SET } else { 0 };
+        let encoding = polarity | encoder.pad_bits() << 4 | CompressedBitmap::RLE_VLI;
+        let packet = Packet::CompressedBitmap(CompressedBitmap { encoding });
+        Some((packet, encoder.into_bytes().into()))
+    }
+
+    fn plain(&mut self, mut word_at: impl FnMut(u64) -> u64) -> (Packet, Bytes) {
+        let count = self.cursor.plain_words();
+        let first = self.cursor.next / WORD_BITS;
+        let mut words = Vec::with_capacity(count * WORD_BYTES);
+        for index in first..first + count as u64 {
+            let inside = self.cursor.bits - index * WORD_BITS;
+            let mask = if inside < WORD_BITS { (1 << inside) - 1 } else { u64::MAX };
+            words.extend_from_slice(&(word_at(index) & mask).to_le_bytes());
+        }
+        self.cursor.advance_plain(count);
+        self.done = count == 0;
+        (Packet::Bitmap, words.into())
+    }
+}

@@ -39,7 +39,7 @@ impl DecodeCtx {
     }
 
     fn header_len(&self) -> usize {
-        if self.apv >= 100 { HeaderKind::H100.len() } else { HeaderKind::H80.len() }
+        if self.apv >= 100 { HeaderKind::H100.header_len() } else { HeaderKind::H80.header_len() }
     }
 }
 
@@ -97,7 +97,7 @@ fn check_length(cmd: Cmd, length: usize, ctx: &DecodeCtx) -> Result<(), WireErro
         Tail::Words => 8,
         _ => 1,
     };
-    if length < min || length > max || (length - min) % unit != 0 {
+    if length < min || length > max || !(length - min).is_multiple_of(unit) {
         return Err(WireError::Length { cmd, length: length as u64, min: min as u64, max: max as u64 });
     }
     Ok(())
@@ -203,8 +203,8 @@ pub fn encode(
     // Exact where it matters: only packets with bulk data can need h95, and their bodies are fixed.
     let length_max = cmd.body_range(ctx).1.saturating_add(digest.len()).saturating_add(bulk_len);
     let kind = HeaderKind::for_sending(cmd, length_max, ctx.apv);
-    let body_start = start + kind.len();
-    out.put_bytes(0, kind.len());
+    let body_start = start + kind.header_len();
+    out.put_bytes(0, kind.header_len());
     let result = put_body(packet, ctx, digest, bulk_len, body_start, out);
     if result.is_err() {
         out.truncate(start);

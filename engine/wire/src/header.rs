@@ -29,7 +29,7 @@ pub enum HeaderKind {
 impl HeaderKind {
     /// Bytes of the header itself.
     #[must_use]
-    pub const fn len(self) -> usize {
+    pub const fn header_len(self) -> usize {
         match self {
             Self::H80 | Self::H95 => 8,
             Self::H100 => 16,
@@ -95,7 +95,7 @@ pub fn decode_header(mut buf: &[u8]) -> Result<Option<Header>, WireError> {
         _ if (magic >> 16) as u16 == MAGIC_H95 => HeaderKind::H95,
         found => return Err(WireError::BadMagic { found }),
     };
-    if buf.len() < kind.len() {
+    if buf.len() < kind.header_len() {
         return Ok(None);
     }
     let (volume, number, length) = match kind {
@@ -120,7 +120,7 @@ pub fn decode_header(mut buf: &[u8]) -> Result<Option<Header>, WireError> {
         }
     };
     let cmd = Cmd::from_u16(number).ok_or(WireError::UnknownCommand { number })?;
-    Ok(Some(Header { kind, volume, cmd, length, header_len: kind.len() }))
+    Ok(Some(Header { kind, volume, cmd, length, header_len: kind.header_len() }))
 }
 
 /// Writes a header. `length` was checked against the command's limits; that it fits h80's 16 bits

@@ -25,6 +25,7 @@ mod codec;
 pub mod enums;
 mod error;
 mod header;
+mod negotiate;
 pub mod packets;
 mod state_word;
 mod twopc;
@@ -36,6 +37,7 @@ pub use codec::{DecodeCtx, check_header, decode, decode_fixed, encode, fixed_len
 pub use enums::{AfterSb, ConnState, DiskState, ReplState, Role, StateReply, WireProtocol};
 pub use error::WireError;
 pub use header::{Header, HeaderKind, decode_header};
+pub use negotiate::NegotiationError;
 pub use packets::*;
 pub use state_word::StateWord;
 pub use twopc::{TwopcBody, TwopcReply, TwopcRequest};

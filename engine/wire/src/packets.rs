@@ -22,7 +22,7 @@ fn sector_ok(cmd: Cmd, sector: u64) -> Result<(), WireError> {
 }
 
 fn size_ok(cmd: Cmd, size: u32, max: u32) -> Result<(), WireError> {
-    if size == 0 || size % 512 != 0 || size > max {
+    if size == 0 || !size.is_multiple_of(512) || size > max {
         return Err(WireError::Field { cmd, field: "size", value: size.into() });
     }
     Ok(())
@@ -727,7 +727,7 @@ impl Body for Uuids110 {
                 this.bitmap_uuids.push((node, from.field("bitmap_uuids")?));
             }
         }
-        if from.remaining() % 8 != 0 {
+        if !from.remaining().is_multiple_of(8) {
             return Err(from.invalid("history length", from.remaining() as u64));
         }
         let count = (from.remaining() / 8).min(HISTORY_UUIDS);
