@@ -1,1 +1,75 @@
-//! Under construction.
+//! The drbd.conf language: lexer, parser, model, inheritance, `dump`, and every option in one table.
+//!
+//! [`Config::load`] reads a configuration through a [`Source`] and checks it; [`Resource::view`] answers
+//! what one host needs to bring a resource up; [`Config::dump`] prints the configuration the way
+//! `drbdadm dump` does; [`options`] is the option table. Nothing in here touches the kernel, the network or
+//! a clock, and the only I/O is [`Source`]'s.
+//!
+//! The language is described in spec/drbd-conf.md; error texts, places and exit codes are the reference's,
+//! so that scripts which read them go on working.
+
+#![forbid(unsafe_code)]
+// A problem ends the run and is made once: boxing it would only clutter the signatures.
+#![allow(clippy::result_large_err)]
+
+mod check;
+pub mod dump;
+pub mod error;
+mod expand;
+mod lexer;
+pub mod model;
+pub mod options;
+mod parse;
+pub mod source;
+pub mod view;
+
+pub use error::{Error, Loc, Notice, Problem};
+pub use model::{
+    Address, Body, Common, Config, Connection, Family, Global, Host, HostKind, MetaDisk, Resource,
+    hostnames_equal,
+};
+pub use parse::ModuleVersion;
+pub use source::{FileSource, MemorySource, Source};
+pub use view::{HostIdentity, HostView};
+
+/// How to load a configuration.
+#[derive(Debug, Clone, Default)]
+pub struct LoadOptions<'a> {
+    /// Further files, parsed after the main one (`drbdadm -t`).
+    pub more: &'a [&'a str],
+    /// What `require-drbd-module-version-*` compares with. Without it such a statement is an error.
+    pub module_version: Option<ModuleVersion>,
+}
+
+impl Config {
+    /// Reads and checks `path` (`-` is standard input) and everything it includes.
+    /// `require-drbd-module-version-*` statements compare with the newest 9.2 release, the behaviour the
+    /// bundled engine has; use [`Config::load_with`] for the version of a kernel module.
+    ///
+    /// # Errors
+    /// Everything that is wrong, see [`Problem`].
+    pub fn load(path: &str, source: &dyn Source) -> Result<Self, Error> {
+        let options = LoadOptions { module_version: Some(ModuleVersion(9, 2, 99)), ..LoadOptions::default() };
+        Self::load_with(path, source, &options)
+    }
+
+    /// Like [`Config::load`], with all choices.
+    ///
+    /// # Errors
+    /// Everything that is wrong, see [`Problem`].
+    pub fn load_with(path: &str, source: &dyn Source, options: &LoadOptions<'_>) -> Result<Self, Error> {
+        check::finish(parse::Parser::run(source, path, options.more, options.module_version)?)
+    }
+
+    /// Parses the description of running resources (`drbdsetup show`): the same grammar with the words
+    /// `_this_host`, `_remote_host`, `_peer_node_id`, `_cstate`. Nothing is inherited or checked.
+    ///
+    /// # Errors
+    /// Syntax errors and bad values.
+    pub fn parse_running(text: &str) -> Result<Vec<Resource>, Error> {
+        let source = MemorySource::new().with("drbdsetup show", text);
+        let out = parse::Parser::run(&source, "drbdsetup show", &[], None)?;
+        Error::check(out.problems)?;
+        Ok(out.resources)
+    }
+}
