@@ -160,9 +160,9 @@ pub fn is_true(text: &str) -> bool {
 pub fn exit_reason(environment: &Environment, reason: &str) {
     tracing::error!("{reason}");
     let prefix = environment.get("OCF_EXIT_REASON_PREFIX").unwrap_or("ocf-exit-reason:");
-    let one_line = reason.replace('\n', " ");
+    let line = format!("{prefix}{}\n", reason.replace('\n', " "));
     // A caller that closed our standard error must not turn a reason into a different failure.
-    let _ = writeln!(std::io::stderr(), "{prefix}{one_line}");
+    let _ = std::io::stderr().write_all(line.as_bytes());
 }
 
 #[cfg(test)]
