@@ -37,8 +37,7 @@ const FRAME_HEAD: &str = "
        |               |                 |         +-<  older history  >-
        V               V                 V         V
 ";
-const V08_FRAME: &str = "\
-                                                                    ^ ^ ^ ^ ^ ^ ^
+const V08_FRAME: &str = "                                                                    ^ ^ ^ ^ ^ ^ ^
                                       -<  Data consistency flag  >--+ | | | | | |
                              -<  Data was/is currently up-to-date  >--+ | | | | |
                                   -<  Node was/is currently primary  >--+ | | | |
@@ -48,8 +47,8 @@ const V08_FRAME: &str = "\
       -<  This node was a crashed primary, and has not seen its peer since   >--+
 
 ";
-const V09_FRAME: &str = "\
-                                                                    ^ ^ ^ ^ ^ ^ ^ ^ ^ ^ ^ ^
+const V09_FRAME: &str =
+    "                                                                    ^ ^ ^ ^ ^ ^ ^ ^ ^ ^ ^ ^
                                       -<  Data consistency flag  >--+ | | | | | | | | | | |
                              -<  Data was/is currently up-to-date  >--+ | | | | | | | | | |
                                   -<  Node was/is currently primary  >--+ | | | | | | | | |
