@@ -221,7 +221,8 @@ impl<'a> SlotWords<'a> {
     fn print(&self, out: &mut dyn Write) -> io::Result<()> {
         let printed = self.len / 2 * 2;
         let mut w = 0;
-        while w < printed {
+        // A trailing odd half word is not shown, but its line is begun.
+        while w < self.len {
             let i = w * self.slots + self.slot;
             writeln!(out)?;
             if i & 63 == self.slot {

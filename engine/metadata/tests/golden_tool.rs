@@ -1,4 +1,5 @@
 //! Metadata made by the reference tool: decode, dump, apply, convert, move, create, restore.
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 mod common;
 

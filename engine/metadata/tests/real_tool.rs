@@ -1,4 +1,5 @@
 //! What we write, the packaged `drbdmeta` (package drbd-utils) reads, and the other way round.
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 mod common;
 
@@ -162,8 +163,11 @@ fn the_tool_reads_what_we_write() {
             slots[usize::from(update.0)] = update.1;
         }
         compare_dumps(version, &path, index, &what);
-        compare_apply(version, &path, index, &what);
-        compare_dumps(version, &path, index, &what);
+        // drbdmeta 9.22 refuses to apply a log to coarser bitmaps.
+        if geometry.bytes_per_bit == BYTES_PER_BIT_MIN {
+            compare_apply(version, &path, index, &what);
+            compare_dumps(version, &path, index, &what);
+        }
     }
 }
 
