@@ -2,5 +2,6 @@
 
 mod agent;
 mod demo;
+mod faults;
 mod install;
 mod tools;
