@@ -26,6 +26,9 @@ pub struct DeviceParams {
     pub logical_block: u32,
     /// Writes are refused.
     pub read_only: bool,
+    /// Tell the kernel that space can be given back. False when the engine could only write zeroes:
+    /// a `mkfs` that discards the whole device would then write all of it.
+    pub discard: bool,
     /// Where the node goes, normally `/dev`.
     pub dev_dir: PathBuf,
     /// Symbolic links to make to the node and to remove with it, such as
@@ -38,7 +41,21 @@ impl DeviceParams {
     #[must_use]
     pub fn new(minor: u32, size: u64) -> Self {
         let dev_dir = PathBuf::from("/dev");
-        Self { minor, size, logical_block: 512, read_only: false, dev_dir, links: Vec::new() }
+        Self { minor, size, logical_block: 512, read_only: false, discard: true, dev_dir, links: Vec::new() }
+    }
+
+    /// Refuses what no block device can be.
+    pub(crate) fn check(&self) -> Result<(), DeviceError> {
+        let reason = if !matches!(self.logical_block, 512 | 4096) {
+            format!("a logical block size of {} bytes is not possible (512 or 4096 is)", self.logical_block)
+        } else if self.size == 0 || !self.size.is_multiple_of(u64::from(self.logical_block)) {
+            format!("a size of {} bytes is not a multiple of {} bytes", self.size, self.logical_block)
+        } else if self.minor >= 1 << 20 {
+            format!("{} is not a minor number (0 to 1048575)", self.minor)
+        } else {
+            return Ok(());
+        };
+        Err(DeviceError::Invalid { node: self.node(), reason })
     }
 
     /// The path of the node.

@@ -16,9 +16,16 @@
 
 mod block;
 mod buffer;
+mod channel;
 mod device;
+mod fuse;
 pub mod nbd;
+mod node;
+mod sys;
+mod users;
 
 pub use block::{BlockRequest, Errno, Extent, Op, Reply};
 pub use buffer::{ALIGN, AlignedBuf, BufferPool};
 pub use device::{BackendKind, DeviceError, DeviceEvent, DeviceExport, DeviceParams, User};
+pub use fuse::FuseLoop;
+pub use sys::set_io_flusher;

@@ -1,0 +1,174 @@
+//! The node `/dev/drbdN` and its links, and what all backends do around them.
+
+use crate::sys::{self, DevNumber};
+use crate::{DeviceError, DeviceParams, User, users};
+use std::fs;
+use std::io;
+use std::os::unix::fs::{FileTypeExt, symlink};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// How long a detach waits for udev to let go of a device it is looking at.
+const UDEV_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How long the kernel may take to let go of a device after the last user.
+const RELEASE_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Builds an error about a failed system call.
+pub(crate) fn system(what: impl Into<String>, hint: &'static str) -> impl FnOnce(io::Error) -> DeviceError {
+    let what = what.into();
+    move |source| DeviceError::System { what, source, hint }
+}
+
+/// A kernel device with our node on it.
+#[derive(Debug, Clone)]
+pub(crate) struct Node {
+    pub path: PathBuf,
+    pub links: Vec<PathBuf>,
+    pub dev: DevNumber,
+}
+
+impl Node {
+    /// Makes the node and its links; an old node of a device that is not in use by anybody else is
+    /// replaced (`may_replace` decides about its number).
+    pub fn create(
+        params: &DeviceParams,
+        dev: DevNumber,
+        may_replace: impl Fn(DevNumber) -> Result<(), String>,
+    ) -> Result<Self, DeviceError> {
+        let node = Self { path: params.node(), links: params.links.clone(), dev };
+        node.check(may_replace)?;
+        node.make()?;
+        Ok(node)
+    }
+
+    fn check(&self, may_replace: impl Fn(DevNumber) -> Result<(), String>) -> Result<(), DeviceError> {
+        let foreign = |owner: String| DeviceError::Foreign { node: self.path.clone(), owner };
+        match fs::symlink_metadata(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => {
+                Err(system(format!("looking at {}", self.path.display()), "check the directory")(error))
+            }
+            Ok(found) if found.file_type().is_block_device() => {
+                may_replace(sys::dev_number(&found)).map_err(foreign)
+            }
+            Ok(found) if found.file_type().is_symlink() => {
+                Err(foreign("there is a symbolic link of that name".into()))
+            }
+            Ok(_) => Err(foreign("there is a file of that name, which is not a block device".into())),
+        }
+    }
+
+    /// Makes the node under a temporary name and puts it in place at once, then the links.
+    pub fn make(&self) -> Result<(), DeviceError> {
+        let fail = |what: &Path, error| {
+            system(format!("creating {}", what.display()), "check that the directory is writable")(error)
+        };
+        let mut temporary = self.path.clone().into_os_string();
+        temporary.push(".new");
+        let temporary = PathBuf::from(temporary);
+        let _ = fs::remove_file(&temporary);
+        sys::make_block_node(&temporary, 0o660, self.dev)
+            .and_then(|()| fs::rename(&temporary, &self.path))
+            .map_err(|error| fail(&self.path, error))?;
+        for link in &self.links {
+            let parent = link.parent().unwrap_or(Path::new("/"));
+            let _ = fs::create_dir_all(parent);
+            if fs::symlink_metadata(link).is_ok_and(|found| found.is_symlink()) {
+                let _ = fs::remove_file(link);
+            }
+            if let Err(error) = symlink(&self.path, link) {
+                self.remove();
+                return Err(fail(link, error));
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes the node and its links, as far as they are still ours.
+    pub fn remove(&self) {
+        for link in &self.links {
+            if fs::read_link(link).is_ok_and(|target| target == self.path) {
+                let _ = fs::remove_file(link);
+            }
+        }
+        let ours = fs::symlink_metadata(&self.path)
+            .is_ok_and(|found| found.file_type().is_block_device() && sys::dev_number(&found) == self.dev);
+        if ours {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+
+    pub fn users(&self) -> io::Result<Vec<User>> {
+        users::users_of(self.dev)
+    }
+
+    /// Refuses when somebody uses the device. udev looks at every new device for a moment, which is
+    /// waited for.
+    pub fn refuse_if_used(&self) -> Result<(), DeviceError> {
+        let deadline = Instant::now() + UDEV_PATIENCE;
+        loop {
+            let users =
+                self.users().map_err(system("reading /proc for users of the device", "mount /proc"))?;
+            if users.is_empty() {
+                return Ok(());
+            }
+            if Instant::now() >= deadline || !users.iter().all(is_udev) {
+                return Err(self.in_use(users));
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn in_use(&self, mut users: Vec<User>) -> DeviceError {
+        if users.is_empty() {
+            users.push(User::Unknown);
+        }
+        DeviceError::InUse { node: self.path.clone(), users }
+    }
+
+    /// Takes the device away unless it is in use.
+    ///
+    /// `release` asks the kernel to let go of it, `released` tells whether it has, and `keep` undoes the
+    /// request when somebody was faster.
+    pub fn take_away(
+        &self,
+        open: impl Fn() -> io::Result<fs::File>,
+        release: impl FnOnce(fs::File) -> io::Result<()>,
+        released: impl Fn() -> bool,
+        keep: impl FnOnce() -> io::Result<()>,
+    ) -> Result<(), DeviceError> {
+        self.refuse_if_used()?;
+        // Exclusive: no mount and no stacking from here on. What a user has written through the page
+        // cache and left behind must reach the engine while the device still works.
+        let device = open().map_err(|error| match error.raw_os_error() {
+            Some(libc::EBUSY) => self.in_use(self.users().unwrap_or_default()),
+            _ => system(format!("opening {}", self.path.display()), "see the kernel log")(error),
+        })?;
+        device.sync_all().map_err(system(
+            format!("writing back the cache of {}", self.path.display()),
+            "see the engine's log for the failed write",
+        ))?;
+        self.remove();
+        // Our own descriptor is in a table of this thread alone, which `/proc/PID/fd` does not show.
+        if let Err(error) = self.refuse_if_used() {
+            self.make()?;
+            return Err(error);
+        }
+        release(device).map_err(system(format!("releasing device {}", self.dev), "see the kernel log"))?;
+        let deadline = Instant::now() + RELEASE_PATIENCE;
+        while !released() {
+            if Instant::now() >= deadline {
+                keep().map_err(system(format!("keeping device {}", self.dev), "detach by force"))?;
+                self.make()?;
+                return Err(self.in_use(self.users().unwrap_or_default()));
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(())
+    }
+}
+
+fn is_udev(user: &User) -> bool {
+    matches!(user, User::Open { process, .. } if process.contains("udev"))
+}

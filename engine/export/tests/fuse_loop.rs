@@ -1,0 +1,286 @@
+//! `/dev/drbdN` through FUSE and a loop device, with real file systems on it. Needs root, `/dev/fuse`
+//! and `/dev/loop-control`.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+mod support;
+
+use palisade_export::{BufferPool, DeviceError, DeviceParams, FuseLoop, User};
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use support::{Engine, MemDisk, eventually, exists, minor, run, scratch, suite, try_run};
+
+const SIZE: usize = 32 << 20;
+
+fn engine(disk: &Arc<MemDisk>) -> Engine {
+    let device = FuseLoop::new(BufferPool::new(16 << 20)).unwrap();
+    Engine::start(Box::new(device), Arc::clone(disk))
+}
+
+fn params(dir: &Path, test: u32) -> DeviceParams {
+    DeviceParams { dev_dir: dir.into(), ..DeviceParams::new(minor(test), SIZE as u64) }
+}
+
+/// Loop devices of one minor.
+fn loops(minor: u32) -> Vec<PathBuf> {
+    let name = format!("/palisade-drbd{minor}.");
+    fs::read_dir("/sys/block")
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| {
+            fs::read_to_string(path.join("loop/backing_file")).is_ok_and(|file| file.starts_with(&name))
+        })
+        .collect()
+}
+
+fn direct(path: &Path) -> File {
+    OpenOptions::new().read(true).write(true).custom_flags(libc::O_DIRECT).open(path).unwrap()
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+#[test]
+fn the_suite_over_a_device() {
+    for block in [512, 4096] {
+        let (disk, dir) = (MemDisk::new(SIZE), scratch());
+        let link = dir.path().join("by-res/r0/0");
+        let params =
+            DeviceParams { logical_block: block, links: vec![link.clone()], ..params(dir.path(), block) };
+        let node = params.node();
+        let engine = engine(&disk);
+        engine.attach(&params).unwrap();
+        assert_eq!(run("blockdev", &["--getsize64", "--getss", text(&link)]), format!("{SIZE}\n{block}\n"));
+        if block == 512 {
+            let fio = ["--ioengine=libaio", "--direct=1", "--filename"].map(String::from);
+            let mut fio = fio.to_vec();
+            fio[2] = format!("--filename={}", node.display());
+            suite(&disk, text(&node), &fio);
+            assert!(engine.together.load(Ordering::Relaxed) > 4, "many requests are in flight");
+        } else {
+            run("qemu-io", &["-f", "raw", "--cache=none", "-c", "write -P 7 4k 2M", text(&node)]);
+            assert_eq!(disk.bytes(4096, 2 << 20), vec![7; 2 << 20]);
+        }
+        engine.detach(false).unwrap();
+        assert!(!exists(&node) && !exists(&link) && loops(params.minor).is_empty());
+    }
+}
+
+#[test]
+fn a_mounted_device_stays_and_names_its_users() {
+    let (disk, dir) = (MemDisk::new(SIZE), scratch());
+    let params = params(dir.path(), 1);
+    let node = params.node();
+    let engine = engine(&disk);
+    engine.attach(&params).unwrap();
+    assert_eq!(engine.in_use(), []);
+    run("mkfs.ext4", &["-q", text(&node)]);
+    let at = dir.path().join("mount point");
+    fs::create_dir(&at).unwrap();
+    run("mount", &[text(&node), text(&at)]);
+    fs::write(at.join("file"), vec![9; 3 << 20]).unwrap();
+    run("sync", &["-f", text(&at)]);
+
+    let is_mount = |user: &User| matches!(user, User::Mount { path, .. } if *path == at);
+    let users = engine.in_use();
+    assert!(users.iter().any(is_mount), "{users:?}");
+    let error = engine.detach(false).unwrap_err();
+    assert!(matches!(&error, DeviceError::InUse { users, .. } if users.iter().any(is_mount)));
+    assert!(error.to_string().contains("mount point"), "{error}");
+    run("umount", &[text(&at)]);
+
+    // Attached all the time: the file is still there.
+    run("mount", &[text(&node), text(&at)]);
+    assert_eq!(fs::read(at.join("file")).unwrap(), vec![9; 3 << 20]);
+    run("umount", &[text(&at)]);
+
+    // A process that only has it open counts too, by name.
+    let mut sleeper = Command::new("sleep").arg("60").stdin(File::open(&node).unwrap()).spawn().unwrap();
+    let error = engine.detach(false).unwrap_err().to_string();
+    assert!(error.contains(&format!("held open by sleep (PID {})", sleeper.id())), "{error}");
+    sleeper.kill().unwrap();
+    sleeper.wait().unwrap();
+
+    // What was written through the page cache and left there reaches the engine.
+    let write = format!("printf tail | dd of={} bs=4096 seek=1000 conv=notrunc status=none", node.display());
+    run("sh", &["-c", &write]);
+    engine.detach(false).unwrap();
+    assert_eq!(disk.bytes(4096 * 1000, 4), b"tail");
+    assert!(!exists(&node) && loops(params.minor).is_empty());
+
+    // And it can come back.
+    engine.attach(&params).unwrap();
+    run("e2fsck", &["-fn", text(&node)]);
+    engine.detach(false).unwrap();
+}
+
+#[test]
+fn stacked_devices_count_as_users() {
+    let (disk, dir) = (MemDisk::new(SIZE), scratch());
+    let params = params(dir.path(), 2);
+    let engine = engine(&disk);
+    engine.attach(&params).unwrap();
+    run("mkswap", &[text(&params.node())]);
+    // Enough that the table is read rightly even where swap cannot be switched on.
+    if try_run("swapon", &[text(&params.node())]).0 {
+        let error = engine.detach(false).unwrap_err().to_string();
+        run("swapoff", &[text(&params.node())]);
+        assert!(error.contains("swap"), "{error}");
+    }
+    engine.detach(false).unwrap();
+}
+
+#[test]
+fn it_grows_while_open() {
+    let (disk, dir) = (MemDisk::new(SIZE), scratch());
+    let params = params(dir.path(), 3);
+    let engine = engine(&disk);
+    engine.attach(&params).unwrap();
+    let open = direct(&params.node());
+    disk.grow(2 * SIZE);
+    engine.resize(2 * SIZE as u64).unwrap();
+    let size = run("blockdev", &["--getsize64", text(&params.node())]);
+    assert_eq!(size.trim(), (2 * SIZE).to_string());
+    drop(open);
+    run("qemu-io", &["-f", "raw", "-c", &format!("write -P 5 {} 4k", 2 * SIZE - 4096), text(&params.node())]);
+    assert_eq!(disk.bytes(2 * SIZE - 4096, 1), [5]);
+    let error = engine.resize(1000).unwrap_err();
+    assert!(matches!(error, DeviceError::Invalid { .. }), "{error}");
+    engine.detach(false).unwrap();
+}
+
+#[test]
+fn force_fails_what_waits() {
+    let (disk, dir) = (MemDisk::new(SIZE), scratch());
+    let params = params(dir.path(), 4);
+    let engine = engine(&disk);
+    engine.attach(&params).unwrap();
+    engine.frozen.store(true, Ordering::Relaxed);
+    let dd = Command::new("dd")
+        .args(["if=/dev/zero", "bs=64k", "count=8", "oflag=direct", "status=none"])
+        .arg(format!("of={}", params.node().display()))
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    eventually("a write", || engine.together.load(Ordering::Relaxed) > 0);
+    let reader = direct(&params.node());
+    engine.detach(true).unwrap();
+    let output = dd.wait_with_output().unwrap();
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(message.contains("Input/output error"), "{message}");
+    assert!(!exists(&params.node()));
+    assert!(reader.read_at(&mut [0; 4096], 0).is_err(), "later requests fail too");
+    drop(reader);
+    eventually("the release of the loop device", || loops(params.minor).is_empty());
+
+    // An unforced detach that waits for an engine that never answers can be overtaken.
+    engine.attach(&params).unwrap();
+    engine.frozen.store(false, Ordering::Relaxed);
+    run("sh", &["-c", &format!("printf x | dd of={} conv=notrunc status=none", params.node().display())]);
+    engine.frozen.store(true, Ordering::Relaxed);
+    engine.together.store(0, Ordering::Relaxed);
+    engine.begin_detach(false);
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    engine.detach(true).unwrap();
+    eventually("the release of the loop device", || loops(params.minor).is_empty());
+}
+
+#[test]
+fn what_is_not_ours_stays() {
+    let (disk, dir) = (MemDisk::new(SIZE), scratch());
+    let params = params(dir.path(), 5);
+    let engine = engine(&disk);
+    fs::write(params.node(), "precious").unwrap();
+    let error = engine.attach(&params).unwrap_err();
+    assert!(matches!(error, DeviceError::Foreign { .. }), "{error}");
+    assert_eq!(fs::read_to_string(params.node()).unwrap(), "precious");
+    assert!(loops(params.minor).is_empty());
+    fs::remove_file(params.node()).unwrap();
+    run("mknod", &[text(&params.node()), "b", "147", "5"]);
+    let error = engine.attach(&params).unwrap_err().to_string();
+    assert!(error.contains("kernel's DRBD"), "{error}");
+    fs::remove_file(params.node()).unwrap();
+
+    // A second engine for a minor that lives.
+    engine.attach(&params).unwrap();
+    let second = self::engine(&disk);
+    let error = second.attach(&params).unwrap_err().to_string();
+    assert!(error.contains(&format!("engine with PID {}", std::process::id())), "{error}");
+    assert_eq!(loops(params.minor).len(), 1);
+    run("qemu-io", &["-f", "raw", "-c", "write -P 5 0 4k", text(&params.node())]);
+
+    // Released behind our back.
+    let number = loops(params.minor)[0].file_name().unwrap().to_str().unwrap().to_owned();
+    run("losetup", &["-d", &format!("/dev/{number}")]);
+    assert!(engine.lost().contains("released"));
+    assert!(!exists(&params.node()));
+    engine.attach(&params).unwrap();
+    engine.detach(false).unwrap();
+}
+
+/// Not a test: the engine that the next test kills.
+#[test]
+fn engine_process() {
+    let Ok(dir) = std::env::var("PALISADE_TEST_ENGINE_DIR") else { return };
+    let number = std::env::var("PALISADE_TEST_MINOR").unwrap().parse().unwrap();
+    let disk = MemDisk::new(SIZE);
+    let engine = engine(&disk);
+    let params = DeviceParams { dev_dir: dir.into(), ..DeviceParams::new(number, SIZE as u64) };
+    engine.attach(&params).unwrap();
+    loop {
+        std::thread::park();
+    }
+}
+
+#[test]
+fn after_a_kill_the_minor_is_free_again() {
+    let dir = scratch();
+    let params = params(dir.path(), 6);
+    let node = params.node();
+    let at = dir.path().join("mnt");
+    fs::create_dir(&at).unwrap();
+    let start = || {
+        Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "engine_process"])
+            .env("PALISADE_TEST_ENGINE_DIR", dir.path())
+            .env("PALISADE_TEST_MINOR", params.minor.to_string())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap()
+    };
+    // Idle, then in use, with writes under way.
+    for mounted in [false, true] {
+        let mut process = start();
+        eventually("the node", || exists(&node));
+        if mounted {
+            run("mkfs.ext4", &["-q", text(&node)]);
+            run("mount", &[text(&node), text(&at)]);
+            fs::write(at.join("file"), vec![1; 1 << 20]).unwrap();
+        } else {
+            run("sh", &["-c", &format!("head -c 8M /dev/zero | dd of={} status=none", node.display())]);
+        }
+        process.kill().unwrap();
+        process.wait().unwrap();
+        assert!(exists(&node), "nobody cleaned up");
+        let stale = loops(params.minor);
+        assert_eq!(stale.len(), 1);
+
+        let disk = MemDisk::new(SIZE);
+        let engine = engine(&disk);
+        engine.attach(&params).unwrap();
+        run("qemu-io", &["-f", "raw", "-c", "write -P 3 0 64k", text(&node)]);
+        assert_eq!(disk.bytes(0, 1), [3]);
+        if mounted {
+            // The dead device goes with its last user; it is not a user of the new one.
+            assert_eq!(loops(params.minor).len(), 2);
+            run("umount", &["-l", text(&at)]);
+            eventually("the release of the dead device", || loops(params.minor).len() == 1);
+        }
+        engine.detach(false).unwrap();
+        assert!(loops(params.minor).is_empty());
+    }
+}
