@@ -4,17 +4,18 @@
 use bytes::{Bytes, BytesMut};
 use palisade_wire::bitmap::{Progress, Receiver, Sender};
 use palisade_wire::{
-    CompressedBitmap, DecodeCtx, Features, HeaderKind, Packet, Stream, check_header, decode, decode_header,
-    encode, max_payload, min_payload,
+    Cmd, CompressedBitmap, DecodeCtx, Features, Header, HeaderKind, Packet, Stream, check_header, decode,
+    decode_header, encode, max_payload, min_payload,
 };
 
-/// Bytes in front of the stream that choose stream and context.
+/// Bytes in front of the packets that choose the context.
 pub const PREFIX_LEN: usize = 8;
 
-/// The context described by the first [`PREFIX_LEN`] bytes: APV, features (2), three digest lengths,
-/// stream, unused.
-fn context(prefix: &[u8; PREFIX_LEN]) -> (Stream, DecodeCtx) {
-    let [apv, high, low, data, verify, csums, stream, _] = *prefix;
+/// The first [`PREFIX_LEN`] bytes are APV, features (2), three digest lengths, stream and command. With
+/// command 0 a stream of packets follows; with another the payload of a packet with a matching header.
+pub fn wire_decode(input: &[u8]) {
+    let Some((prefix, rest)) = input.split_first_chunk::<PREFIX_LEN>() else { return };
+    let [apv, high, low, data, verify, csums, stream, cmd] = *prefix;
     let ctx = DecodeCtx {
         apv: apv.into(),
         features: Features(u16::from_be_bytes([high, low]).into()),
@@ -22,34 +23,49 @@ fn context(prefix: &[u8; PREFIX_LEN]) -> (Stream, DecodeCtx) {
         verify_digest_len: usize::from(verify % 65),
         csums_digest_len: usize::from(csums % 65),
     };
-    (if stream % 2 == 0 { Stream::Data } else { Stream::Control }, ctx)
+    let stream = if stream % 2 == 0 { Stream::Data } else { Stream::Control };
+    match usize::from(cmd).checked_sub(1) {
+        None => wire_stream(stream, &ctx, rest),
+        Some(index) => {
+            let kind = if ctx.apv >= 100 { HeaderKind::H100 } else { HeaderKind::H80 };
+            let cmd = Cmd::ALL[index % Cmd::ALL.len()];
+            let header_len = kind.header_len();
+            wire_packet(
+                &Header { kind, volume: Some(0), cmd, length: rest.len() as u32, header_len },
+                stream,
+                &ctx,
+                rest,
+            );
+        }
+    }
 }
 
-/// Decodes a stream of packets in an arbitrary context.
-pub fn wire_decode(input: &[u8]) {
-    let Some((prefix, mut rest)) = input.split_first_chunk() else { return };
-    let (stream, ctx) = context(prefix);
+fn wire_stream(stream: Stream, ctx: &DecodeCtx, mut rest: &[u8]) {
     while let Ok(Some(header)) = decode_header(rest) {
-        if check_header(&header, stream, &ctx).is_err() {
+        if check_header(&header, stream, ctx).is_err() {
             return;
         }
         let length = header.length as usize;
-        assert!((min_payload(header.cmd, &ctx)..=max_payload(header.cmd, &ctx)).contains(&length));
+        assert!((min_payload(header.cmd, ctx)..=max_payload(header.cmd, ctx)).contains(&length));
         assert!(length <= (1 << 20) + 4096, "{} asks for {length} bytes", header.cmd);
         let Some(payload) = rest.get(header.header_len..header.header_len + length) else { return };
         rest = &rest[header.header_len + length..];
-        let payload = Bytes::copy_from_slice(payload);
-        let Ok((packet, digest, bulk)) = decode(&header, payload, stream, &ctx) else { return };
-
-        let mut out = BytesMut::new();
-        encode(&packet, header.volume, &ctx, &digest, bulk.len(), &mut out)
-            .expect("what was received can be sent");
-        out.extend_from_slice(&bulk);
-        let again = decode_header(&out).expect("a header was written").expect("it is complete");
-        let payload = out.freeze().slice(again.header_len..);
-        let second = decode(&again, payload, stream, &ctx).expect("what was sent can be received");
-        assert_eq!(second, (packet, digest, bulk));
+        wire_packet(&header, stream, ctx, payload);
     }
+}
+
+fn wire_packet(header: &Header, stream: Stream, ctx: &DecodeCtx, payload: &[u8]) {
+    let Ok((packet, digest, bulk)) = decode(header, Bytes::copy_from_slice(payload), stream, ctx) else {
+        return;
+    };
+    let mut out = BytesMut::new();
+    encode(&packet, header.volume, ctx, &digest, bulk.len(), &mut out)
+        .expect("what was received can be sent");
+    out.extend_from_slice(&bulk);
+    let again = decode_header(&out).expect("a header was written").expect("it is complete");
+    let payload = out.freeze().slice(again.header_len..);
+    let second = decode(&again, payload, stream, ctx).expect("what was sent can be received");
+    assert_eq!(second, (packet, digest, bulk));
 }
 
 /// Feeds a receiver with arbitrary packets, and sends an arbitrary bitmap.
@@ -87,7 +103,7 @@ fn receive(bits: u64, kind: HeaderKind, mut rest: &[u8]) {
 /// The bitmap repeats `pattern`, with a stretch of alternating bits, which does not compress.
 fn send(bits: u64, kind: HeaderKind, use_rle: bool, pattern: &[u8]) {
     let bit = |bit: u64| match pattern.get((bit / 128) as usize % pattern.len().max(1)) {
-        Some(byte) if byte % 4 == 3 => bit % 2 == 0,
+        Some(byte) if byte % 4 == 3 => bit & 1 == 0,
         Some(byte) => byte >> (bit / 16 % 8) & 1 == 1,
         None => false,
     };

@@ -259,3 +259,84 @@ impl Sender {
         (Packet::Bitmap, words.into())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const H100: HeaderKind = HeaderKind::H100;
+
+    fn word_of(run_at: impl Fn(u64) -> (bool, u64)) -> impl Fn(u64) -> u64 {
+        move |index| (0..64).filter(|bit| run_at(index * 64 + bit).0).map(|bit| 1 << bit).sum()
+    }
+
+    #[test]
+    fn a_plain_packet_restarts_at_a_word() {
+        // Runs of 4 fill a packet: 10877 code words of 3 bits for 43508 bits, which is 52 bits into
+        // word 679. What follows does not compress.
+        let run_at = |bit: u64| if bit < 43508 { (bit / 4 % 2 == 1, 1) } else { (bit & 1 == 0, 1) };
+        let bits = 43508 + 8000;
+        let mut sender = Sender::new(bits, H100, true);
+        let mut receiver = Receiver::new(bits, H100);
+        let mut last_set = 0;
+
+        let (packet, code) = sender.next_packet(run_at, word_of(run_at)).unwrap();
+        assert_eq!(packet, Packet::CompressedBitmap(CompressedBitmap { encoding: 0x12 }));
+        assert_eq!(code.len(), 4079);
+        let progress = receiver.compressed(0x12, &code, |first, count| last_set = first + count);
+        assert_eq!((progress, last_set), (Ok(Progress::More), 43504));
+
+        let (packet, words) = sender.next_packet(run_at, word_of(run_at)).unwrap();
+        assert_eq!((packet, words.len()), (Packet::Bitmap, 8 * (805 - 679)));
+        let mut indices = Vec::new();
+        assert_eq!(receiver.plain(&words, |index, _| indices.push(index)), Ok(Progress::More));
+        assert_eq!((indices[0], indices.len()), (679, 126));
+
+        // A plain packet that reaches the end needs an empty one behind it.
+        let (packet, words) = sender.next_packet(run_at, word_of(run_at)).unwrap();
+        assert_eq!((packet, words.len()), (Packet::Bitmap, 0));
+        assert_eq!(receiver.plain(&words, |_, _| {}), Ok(Progress::Done));
+        assert_eq!(sender.next_packet(run_at, word_of(run_at)), None);
+    }
+
+    #[test]
+    fn plain_packets_have_a_dictated_length() {
+        let clear = |_| (false, u64::MAX);
+        for (kind, full) in [(H100, 4080), (HeaderKind::H80, 4088)] {
+            let mut sender = Sender::new(64 * 600, kind, false);
+            let mut lengths = Vec::new();
+            while let Some((_, words)) = sender.next_packet(clear, |_| 0) {
+                lengths.push(words.len());
+            }
+            assert_eq!(lengths, [full, 4800 - full, 0]);
+        }
+        let mut receiver = Receiver::new(4086, H100);
+        let wrong = receiver.plain(&[0; 504], |_, _| {});
+        assert_eq!(wrong, Err(BitmapError::PlainLength { expected: 512, found: 504 }));
+        // Surplus bits of the last word are dropped.
+        let mut last = 0;
+        assert_eq!(receiver.plain(&[0xff; 512], |_, word| last = word), Ok(Progress::More));
+        assert_eq!(last, u64::MAX >> 10);
+    }
+
+    #[test]
+    fn what_a_receiver_refuses() {
+        let mut receiver = Receiver::new(64, H100);
+        let mut compressed = |encoding, code: &[u8]| receiver.compressed(encoding, code, |_, _| {});
+        assert_eq!(compressed(0x01, &[0]), Err(BitmapError::Encoding { encoding: 1 }));
+        assert_eq!(compressed(0x02, &[0xff]), Err(BitmapError::Truncated(Truncated)));
+        // 100 set bits of 64; a clear run of 100 is clipped.
+        let overrun = Err(BitmapError::Overrun { first: 0, count: 100, bits: 64 });
+        assert_eq!(compressed(0xa2, &[0xdf, 0x0c]), overrun);
+        assert_eq!(compressed(0x22, &[0xdf, 0x0c]), Ok(Progress::Done));
+        assert_eq!(compressed(0x22, &[0xdf, 0x0c]), Err(BitmapError::AfterEnd));
+    }
+
+    #[test]
+    fn an_empty_device() {
+        let mut sender = Sender::new(0, H100, true);
+        assert_eq!(sender.next_packet(|_| (false, 1), |_| 0), Some((Packet::Bitmap, Bytes::new())));
+        assert_eq!(sender.next_packet(|_| (false, 1), |_| 0), None);
+        assert_eq!(Receiver::new(0, H100).plain(&[], |_, _| {}), Ok(Progress::Done));
+    }
+}

@@ -1,4 +1,5 @@
 //! Every packet kernels were recorded with is decoded and encoded again to the same bytes.
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 mod common;
 

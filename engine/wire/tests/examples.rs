@@ -1,4 +1,5 @@
 //! The worked examples of the specification (§12), byte for byte in both directions.
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 #[path = "common/examples.rs"]
 mod examples;

@@ -1,4 +1,5 @@
 //! The fuzz entry functions on random and on damaged valid inputs, without a fuzzer.
+#![allow(clippy::unwrap_used)]
 
 #[path = "../../../fuzz/entries/wire.rs"]
 mod entries;
@@ -6,7 +7,7 @@ mod entries;
 mod examples;
 
 use entries::{PREFIX_LEN, wire_bitmap, wire_decode};
-use palisade_wire::Stream;
+use palisade_wire::{Cmd, DecodeCtx, Features, Stream, Streams, max_payload, min_payload};
 
 /// Xorshift; the seed is fixed, so a failure is found again.
 struct Numbers(u64);
@@ -71,22 +72,26 @@ fn valid_packets_with_damage() {
 fn random_payloads_behind_valid_headers() {
     let mut numbers = Numbers(0x2545_f491_4f6c_dd1d);
     for _ in 0..20_000 {
-        let cmd = palisade_wire::Cmd::ALL[numbers.below(palisade_wire::Cmd::ALL.len())];
-        let apv = [86, 88, 94, 96, 101, 118, 121, 124][numbers.below(8)];
-        let control = u8::from(cmd.streams() == palisade_wire::Streams::Control);
-        let len = numbers.below(160);
-        let mut input = vec![apv, 3, 0xff, 0, 4, 4, control, 0];
-        if apv >= 100 {
-            input.extend([0x86, 0x20, 0xec, 0x20, 0, 0]);
-            input.extend(cmd.number().to_be_bytes());
-            input.extend((len as u32).to_be_bytes());
-            input.extend([0; 4]);
-        } else {
-            input.extend([0x83, 0x74, 0x02, 0x67]);
-            input.extend(cmd.number().to_be_bytes());
-            input.extend((len as u16).to_be_bytes());
-        }
-        input.extend(numbers.bytes(len));
+        let index = numbers.below(Cmd::ALL.len());
+        let cmd = Cmd::ALL[index];
+        let apv = [86u32, 88, 94, 96, 101, 118, 121, 124][numbers.below(8)];
+        let control = u8::from(cmd.streams() == Streams::Control);
+        let features = if numbers.below(4) == 0 { 0x0f } else { 0x3ff };
+        let ctx = DecodeCtx {
+            apv,
+            features: Features(features),
+            data_digest_len: 0,
+            verify_digest_len: 4,
+            csums_digest_len: 4,
+        };
+        let (min, max) = (min_payload(cmd, &ctx), max_payload(cmd, &ctx));
+        // Now and then of a wrong length.
+        let len = min + numbers.below((max - min + 1).min(600)) + usize::from(numbers.below(9) == 0);
+        let [.., high, low] = features.to_be_bytes();
+        let mut input = vec![apv as u8, high, low, 0, 4, 4, control, index as u8 + 1];
+        // Few set bits, so that many fields have sensible values.
+        let density = numbers.below(64);
+        input.extend((0..len).map(|_| if numbers.below(64) < density { numbers.next() as u8 } else { 0 }));
         wire_decode(&input);
     }
 }
