@@ -419,3 +419,108 @@ impl Layout {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    type Row = (u64, i32, u32, u64);
+
+    /// Rows of `spec/metadata.md` §3.2: device, slots, then bytes per bit 4096 and 65536, each with
+    /// bitmap bytes, bitmap offset, metadata sectors and usable sectors.
+    #[rustfmt::skip]
+    const INTERNAL: [(u64, u32, [Row; 2]); 12] = [
+        (1 << 30, 1, [(32768, -128, 136, 2_097_016), (4096, -72, 80, 2_097_072)]),
+        (1 << 30, 2, [(65536, -192, 200, 2_096_952), (4096, -72, 80, 2_097_072)]),
+        (1 << 30, 7, [(229_376, -512, 520, 2_096_632), (16384, -96, 104, 2_097_048)]),
+        (1 << 30, 31, [(1_015_808, -2048, 2056, 2_095_096), (65536, -192, 200, 2_096_952)]),
+        (1 << 40, 1, [(33_554_432, -65600, 65608, 2_147_418_040), (2_097_152, -4160, 4168, 2_147_479_480)]),
+        (1 << 40, 2, [(67_108_864, -131_136, 131_144, 2_147_352_504), (4_194_304, -8256, 8264, 2_147_475_384)]),
+        (1 << 40, 7, [(234_881_024, -458_816, 458_824, 2_147_024_824), (14_680_064, -28736, 28744, 2_147_454_904)]),
+        (1 << 40, 31, [(1_040_187_392, -2_031_680, 2_031_688, 2_145_451_960), (65_011_712, -127_040, 127_048, 2_147_356_600)]),
+        (1 << 50, 1, [(34_359_738_368, -67_108_928, 67_108_936, 2_198_956_146_616), (2_147_483_648, -4_194_368, 4_194_376, 2_199_019_061_176)]),
+        (1 << 50, 2, [(68_719_476_736, -134_217_792, 134_217_800, 2_198_889_037_752), (4_294_967_296, -8_388_672, 8_388_680, 2_199_014_866_872)]),
+        (1 << 50, 7, [(240_518_168_576, -469_762_112, 469_762_120, 2_198_553_493_432), (15_032_385_536, -29_360_192, 29_360_200, 2_198_993_895_352)]),
+        (1 << 50, 31, [(1_065_151_889_408, -2_080_374_848, 2_080_374_856, 2_196_942_880_696), (66_571_993_088, -130_023_488, 130_023_496, 2_198_893_232_056)]),
+    ];
+
+    #[test]
+    fn internal_layouts_of_the_table() {
+        for (device, max_peers, rows) in INTERNAL {
+            for (bytes_per_bit, row) in [4096, 65536].into_iter().zip(rows) {
+                let geometry = Geometry { bytes_per_bit, ..Geometry::new(max_peers) };
+                let l = Layout::compute(Kind::Internal, device, None, geometry).unwrap();
+                let bytes = bitmap_bytes(device / SECTOR_SIZE, max_peers, bytes_per_bit);
+                assert_eq!((bytes, l.bm_offset, l.md_size_sectors, l.usable_sectors), row);
+                assert_eq!((l.al_offset, l.md_offset), (-64, device - 4096));
+                assert_eq!(l.bm_area_sectors * SECTOR_SIZE, bytes);
+                assert_eq!(l.bitmap_pos() + bytes, l.al_pos());
+                assert_eq!((l.area_start(), l.area_end()), (l.bitmap_pos(), device));
+            }
+        }
+    }
+
+    #[test]
+    fn smallest_external_devices() {
+        for (gib, max_peers, device) in
+            [(1, 1, 69632), (1, 2, 102_400), (1024, 1, 33_591_296), (1024, 7, 234_917_888)]
+        {
+            let data = gib << 21;
+            let compute = |bytes| {
+                let geometry = Geometry::new(max_peers);
+                Layout::compute(Kind::FlexExternal, bytes, Some(data), geometry).unwrap()
+            };
+            assert_eq!(compute(device).usable_sectors, data);
+            if device > 69632 {
+                assert!(compute(device - 4096).usable_sectors < data);
+            }
+        }
+    }
+
+    #[test]
+    fn slots_the_ring_can_carry() {
+        let layout = |stripes, size| {
+            let geometry = Geometry { al_stripes: stripes, al_stripe_size_4k: size, ..Geometry::new(1) };
+            Layout::compute(Kind::FlexExternal, 64 << 20, None, geometry).unwrap()
+        };
+        assert_eq!(layout(1, 8).al_extents_max(), 6433);
+        assert_eq!(layout(1, 72).al_extents_max(), 65249);
+        assert_eq!(layout(7, 16).al_extents_max(), 65534);
+        let striped = layout(7, 16);
+        assert_eq!(striped.al_transaction_pos(8), 4096 + (16 + 1) * 4096);
+    }
+
+    #[test]
+    fn impossible_layouts_are_refused() {
+        let compute = |kind, bytes, geometry| Layout::compute(kind, bytes, None, geometry);
+        let classic = Geometry::new(1);
+        let with = |al_stripes, al_stripe_size_4k, bytes_per_bit, max_peers| Geometry {
+            max_peers,
+            bytes_per_bit,
+            al_stripes,
+            al_stripe_size_4k,
+        };
+        for (kind, bytes, geometry) in [
+            (Kind::Internal, 65536, classic),
+            (Kind::Internal, 0, classic),
+            (Kind::Internal, u64::MAX, classic),
+            (Kind::Internal, 1 << 20, Geometry::new(0)),
+            (Kind::Internal, 1 << 20, Geometry::new(33)),
+            (Kind::Internal, 1 << 20, with(1, 7, 4096, 1)),
+            (Kind::Internal, 1 << 20, with(u32::MAX, u32::MAX, 4096, 1)),
+            (Kind::Internal, 1 << 20, with(1, 8, 5000, 1)),
+            (Kind::Internal, 1 << 20, with(1, 8, 2 << 20, 1)),
+            (Kind::Internal, 1 << 20, with(1, 300, 4096, 1)),
+            (Kind::Internal, 1 << 50, with(1, 8, 4096, 32)),
+            (Kind::FlexExternal, 70000, with(2, 8, 4096, 1)),
+            (Kind::Indexed(0), 1 << 30, with(2, 8, 4096, 1)),
+            (Kind::Indexed(0), 1 << 30, with(1, 8, 8192, 1)),
+            (Kind::Indexed(2), 300 << 20, classic),
+            (Kind::Indexed(u32::MAX), 1 << 30, classic),
+        ] {
+            let result = compute(kind, bytes, geometry);
+            assert!(result.is_err(), "{kind:?} {bytes} {geometry:?}: {result:?}");
+        }
+        assert_eq!(compute(Kind::Indexed(1), 256 << 20, classic).unwrap().md_offset, 128 << 20);
+    }
+}

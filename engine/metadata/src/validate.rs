@@ -248,3 +248,94 @@ impl Superblock {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Geometry, Layout};
+
+    const BYTES: u64 = 64 << 20;
+
+    fn fresh(kind: Kind, device_bytes: u64) -> (Superblock, DriverCheck) {
+        let layout = Layout::compute(kind, device_bytes, None, Geometry::new(3)).unwrap();
+        let mut sb = Superblock::fresh(Version::V09, &layout);
+        sb.peers[0].bitmap_index = 2;
+        (sb, DriverCheck { kind, device_bytes, node_id: Some(1) })
+    }
+
+    #[test]
+    fn fresh_metadata_passes_both() {
+        for (kind, bytes) in
+            [(Kind::Internal, BYTES + 1536), (Kind::FlexExternal, 1 << 20), (Kind::Indexed(1), 300 << 20)]
+        {
+            let (sb, check) = fresh(kind, bytes);
+            sb.check_tool(kind, bytes).unwrap();
+            sb.check_driver(&check).unwrap();
+            let other = if kind.is_internal() { Kind::FlexExternal } else { Kind::Internal };
+            assert!(sb.check_tool(other, bytes).is_err());
+            let check = DriverCheck { kind: other, ..check };
+            assert!(matches!(sb.check_driver(&check), Err(DriverError::Offsets(_))));
+        }
+    }
+
+    #[test]
+    fn a_resized_device_hides_internal_metadata_from_the_tools() {
+        let (sb, _) = fresh(Kind::Internal, BYTES);
+        let error = sb.check_tool(Kind::Internal, 4 * BYTES).unwrap_err();
+        assert!(matches!(error, ToolError::Mismatch { what: "size", .. }), "{error}");
+    }
+
+    #[test]
+    fn every_rule_of_the_attach_can_fail() {
+        type Change = fn(&mut Superblock, &mut DriverCheck);
+        let changes: [(u32, Change); 17] = [
+            (165, |sb, _| sb.mark_in_use()),
+            (119, |sb, _| sb.bm_bytes_per_bit = 2048),
+            (119, |sb, _| sb.bm_bytes_per_bit = 3 << 12),
+            (119, |sb, _| sb.al_stripes = 0),
+            (119, |sb, _| sb.al_stripe_size_4k = 7),
+            (119, |sb, _| sb.al_stripes = u32::MAX),
+            (119, |sb, _| sb.max_peers = 33),
+            (119, |sb, _| sb.max_peers = 0),
+            (119, |sb, _| sb.bm_offset = sb.al_offset + 8),
+            (119, |sb, _| sb.bm_offset -= 1),
+            (119, |sb, _| sb.al_offset -= 8),
+            (119, |sb, _| sb.md_size_sectors = 1 << 20),
+            (119, |sb, _| sb.effective_size_sectors = 1 << 30),
+            (119, |sb, _| sb.node_id = 2),
+            (119, |sb, _| sb.peers[1].bitmap_index = 0),
+            (119, |sb, _| sb.peers[31].bitmap_index = 3),
+            (112, |_, check| check.device_bytes = 1 << 19),
+        ];
+        for (n, (code, change)) in changes.into_iter().enumerate() {
+            let (mut sb, mut check) = fresh(Kind::Internal, BYTES);
+            change(&mut sb, &mut check);
+            let error = sb.check_driver(&check).expect_err(&format!("change {n}"));
+            assert_eq!(error.code(), code, "change {n}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_v08_driver_knows_only_small_bits() {
+        let (mut sb, check) = fresh(Kind::Internal, BYTES);
+        sb.version = Version::V08;
+        sb.bm_bytes_per_bit = 8192;
+        assert_eq!(sb.check_driver(&check), Err(DriverError::BytesPerBit(8192)));
+    }
+
+    #[test]
+    fn the_tools_refuse_values_out_of_range() {
+        for change in [
+            (|sb| sb.max_peers = 0) as fn(&mut Superblock),
+            |sb| sb.node_id = 32,
+            |sb| sb.peers[2].bitmap_index = 32,
+            |sb| sb.peers[0].bitmap_index = -2,
+            |sb| sb.bm_bytes_per_bit = 0,
+            |sb| sb.al_offset = 8,
+        ] {
+            let (mut sb, _) = fresh(Kind::Internal, BYTES);
+            change(&mut sb);
+            assert!(sb.check_tool(Kind::Internal, BYTES).is_err(), "{sb:?}");
+        }
+    }
+}

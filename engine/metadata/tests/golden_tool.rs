@@ -340,3 +340,51 @@ fn metadata_moves_with_a_grown_device() {
     image::move_internal(&device, last_bytes).unwrap();
     assert_eq!(device.differs(&expected), []);
 }
+
+/// Runs `work` on copies of `device` that fail after 0, 1, 2, … writes; calls `after` with each.
+fn with_crashes(
+    device: &Sparse,
+    work: impl Fn(&Sparse) -> Result<(), image::ImageError>,
+    after: impl Fn(&Sparse),
+) {
+    for n in 0..1000 {
+        let copy = device.clone();
+        copy.writes_left.replace(Some(n));
+        let done = work(&copy).is_ok();
+        copy.writes_left.replace(None);
+        after(&copy);
+        if done {
+            assert!(n > 2);
+            return;
+        }
+    }
+    panic!("never done");
+}
+
+#[test]
+fn an_interrupted_apply_can_be_repeated() {
+    let files = archive("tool.tar.zst");
+    let dir = "cases/20-v09-al-basic";
+    let (device, kind) = tool_image(&files, &format!("{dir}/image"));
+    let (expected, _) = tool_image(&files, &format!("{dir}/image-after"));
+    let apply = |device: &Sparse| image::apply_al(device, kind, None).map(|_| ());
+    with_crashes(&device, apply, |crashed| {
+        apply(crashed).unwrap();
+        assert_eq!(crashed.differs(&expected), []);
+    });
+}
+
+#[test]
+fn an_interrupted_create_leaves_no_valid_metadata() {
+    let files = archive("tool.tar.zst");
+    let (device, kind) = tool_image(&files, "cases/12-v09-internal-p31/image");
+    let layout = Layout::compute(kind, device.size, None, Geometry::new(31)).unwrap();
+    let fresh = Superblock::fresh(Version::V09, &layout);
+    let (old, ..) = image::read_superblock(&device, kind, None).unwrap();
+    let create = |device: &Sparse| image::create_md(device, &layout, &fresh);
+    with_crashes(&device, create, |crashed| match image::read_superblock(crashed, kind, None) {
+        Ok((sb, ..)) if sb == old => assert_eq!(crashed.differs(&device), []),
+        Ok((sb, ..)) => assert_eq!(sb, fresh),
+        Err(error) => assert!(matches!(error, image::ImageError::NoMetadata(_)), "{error}"),
+    });
+}

@@ -195,3 +195,30 @@ fn both_apply_the_logs_that_kernels_left_behind() {
     }
     assert!(compared >= 10, "{compared}");
 }
+
+#[test]
+fn large_bitmaps_dump_in_the_same_pieces() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("large.img");
+    let file = open(&path);
+    let bytes = 80 << 20;
+    file.set_len(bytes).unwrap();
+    let slots = 7;
+    let layout = Layout::compute(Kind::FlexExternal, bytes, None, Geometry::new(slots)).unwrap();
+    let mut sb = Superblock::fresh(Version::V09, &layout);
+    sb.effective_size_sectors = layout.usable_sectors - 12345;
+    image::create_md(&file, &layout, &sb).unwrap();
+    let mut bitmap = Bitmap::new(slots, sb.effective_size_sectors, 4096).unwrap();
+    // Words of one slot in a piece of the reference's buffer.
+    let unit = 4096 * u64::from(slots);
+    let piece_bits = (32 << 20) / unit * unit / 4 / u64::from(slots) * 32;
+    for (slot, before, after) in [(0, 8, 8), (1, 16, 4), (2, 8, 40), (3, 24, 24), (4, 3, 3), (5, 12, 100)] {
+        let at = piece_bits * (1 + slot as u64 % 2);
+        bitmap.set_range(slot, at - before * 32..at + after * 32);
+    }
+    bitmap.set_all(6);
+    let blocks = bitmap.take_dirty();
+    image::write_bitmap_blocks(&file, &layout, &bitmap, &blocks).unwrap();
+    image::write_superblock(&file, &layout, &sb).unwrap();
+    compare_dumps(Version::V09, &path, "flex-external", "large");
+}

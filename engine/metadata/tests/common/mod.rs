@@ -14,6 +14,8 @@ use palisade_metadata::{BLOCK_SIZE, Block, DumpHeader, Kind};
 pub struct Sparse {
     pub blocks: RefCell<BTreeMap<u64, Box<Block>>>,
     pub size: u64,
+    /// Writes that still succeed; `None`: all.
+    pub writes_left: RefCell<Option<u32>>,
 }
 
 impl Sparse {
@@ -83,6 +85,9 @@ impl BlockIo for Sparse {
         assert!(pos.is_multiple_of(4096) && buf.len().is_multiple_of(4096));
         if pos + buf.len() as u64 > self.size {
             return Err(io::ErrorKind::WriteZero.into());
+        }
+        if let Some(left) = self.writes_left.borrow_mut().as_mut() {
+            *left = left.checked_sub(1).ok_or(io::ErrorKind::Other)?;
         }
         for (nr, block) in (pos / BLOCK_SIZE as u64..).zip(buf.as_chunks::<BLOCK_SIZE>().0) {
             self.store(nr, block);
