@@ -293,6 +293,51 @@ impl EventStream {
         }
     }
 
+    /// The batches that have arrived, without waiting, and whether the engine is still there. For
+    /// callers that poll the descriptor.
+    ///
+    /// # Errors
+    /// If the engine broke the protocol or the socket failed.
+    pub fn arrived(&mut self) -> Result<(Vec<EventBatch>, bool), ClientError> {
+        let client = &mut self.client;
+        let io = |source| ClientError::Io { resource: client.resource.clone(), source };
+        client.stream.set_nonblocking(true).map_err(io)?;
+        let mut chunk = vec![0_u8; READ_BYTES];
+        let mut open = true;
+        loop {
+            match client.stream.read(&mut chunk) {
+                Ok(0) => {
+                    open = false;
+                    break;
+                }
+                Ok(n) => client.decoder.push(chunk.get(..n).unwrap_or_default()),
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) if e.kind() == ErrorKind::WouldBlock => break,
+                Err(_) => {
+                    open = false;
+                    break;
+                }
+            }
+            if client.decoder.pending_bytes() > crate::FRAME_BYTES_MAX {
+                break;
+            }
+        }
+        let io = |source| ClientError::Io { resource: client.resource.clone(), source };
+        client.stream.set_nonblocking(false).map_err(io)?;
+        let mut batches = Vec::new();
+        while let Some(message) = client
+            .decoder
+            .next_message()
+            .map_err(|source| ClientError::Frame { resource: client.resource.clone(), source })?
+        {
+            match message {
+                ServerMessage::Events(batch) => batches.push(batch),
+                other => return Err(client.broken(format!("unexpected {}", kind_of(&other)))),
+            }
+        }
+        Ok((batches, open))
+    }
+
     /// Name of the resource.
     #[must_use]
     pub fn resource(&self) -> &str {

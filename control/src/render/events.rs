@@ -12,16 +12,37 @@ use crate::{
 pub struct EventPrinter {
     statistics: bool,
     full: bool,
-    known: HashMap<Key, Vec<Group>>,
+    known: HashMap<Key, Known>,
 }
 
-#[derive(Debug, PartialEq, Eq, Hash)]
+/// Last values of an object.
+#[derive(Debug)]
+struct Known {
+    groups: Vec<Group>,
+    /// The line of its end.
+    gone: String,
+}
+
+/// An object; ordered by connection, then as objects are destroyed.
+#[derive(Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Clone)]
 enum Key {
-    Resource(String),
-    Device(String, u16),
-    Connection(String, i32),
-    PeerDevice(String, i32, u16),
     Path(String, i32, String),
+    PeerDevice(String, i32, u16),
+    Connection(String, i32),
+    Device(String, u16),
+    Resource(String),
+}
+
+impl Key {
+    fn resource(&self) -> &str {
+        match self {
+            Self::Path(r, ..)
+            | Self::PeerDevice(r, ..)
+            | Self::Connection(r, _)
+            | Self::Device(r, _)
+            | Self::Resource(r) => r,
+        }
+    }
 }
 
 /// Values that are printed together when one of them changes.
@@ -93,6 +114,14 @@ impl EventPrinter {
         }
     }
 
+    /// The lines of the end of everything known about a resource, children first. For an engine that
+    /// ended without saying so.
+    pub fn forget(&mut self, resource: &str) -> Vec<String> {
+        let mut keys: Vec<Key> = self.known.keys().filter(|k| k.resource() == resource).cloned().collect();
+        keys.sort();
+        keys.iter().filter_map(|k| self.known.remove(k)).map(|k| k.gone).collect()
+    }
+
     /// `always`: counters alone make a line even where they are not shown.
     fn object(
         &mut self,
@@ -111,7 +140,7 @@ impl EventPrinter {
         let mut line = format!("{} {ids}", action.as_str());
         let mut changed = action != Action::Change || self.full;
         for group in &groups {
-            let same = before.as_ref().is_some_and(|b| b.contains(group));
+            let same = before.as_ref().is_some_and(|b| b.groups.contains(group));
             if action == Action::Change && same && !self.full {
                 continue;
             }
@@ -121,7 +150,7 @@ impl EventPrinter {
                 line.push_str(&group.text);
             }
         }
-        self.known.insert(key, groups);
+        self.known.insert(key, Known { groups, gone: format!("destroy {gone}") });
         changed.then_some(line)
     }
 }

@@ -2,10 +2,12 @@
 
 mod events;
 mod json;
+mod show;
 mod text;
 
 pub use events::EventPrinter;
 pub use json::status_json;
+pub use show::{show, show_json};
 pub use text::{TextOptions, status_text};
 
 use crate::{DeviceStatistics, DeviceStatus, PeerDeviceStatus};

@@ -1,0 +1,4 @@
+//! x
+pub fn main(_: &[String]) -> i32 {
+    0
+}
