@@ -533,7 +533,7 @@ mod tests {
     fn on_disk_position_is_that_of_the_formula() {
         for slots in [1u32, 2, 3, 7, 31, 32] {
             let mut b = bitmap(slots, 5000);
-            for (n, slot) in [(0u64, 0u64), (33, 1), (4097, 2), (4999, 6), (64, 31)] {
+            for (n, slot) in [(0u64, 0u64), (33, 1), (4097, 2), (4999, 6), (64, 31), (2112, 0), (1056, 31)] {
                 let slot = slot.min(u64::from(slots) - 1);
                 b.take_dirty();
                 b.set_range(slot as usize, n..n + 1);

@@ -32,7 +32,7 @@ fn sealed(bytes: &[u8]) -> Block {
 const KINDS: [Kind; 3] = [Kind::Internal, Kind::FlexExternal, Kind::Indexed(1)];
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn superblocks(
@@ -140,8 +140,8 @@ proptest! {
     #[test]
     fn bitmap_operations(
         slots in 1u32..33,
-        sectors in 1u64..3000,
-        ops in proptest::collection::vec((0u8..7, 0usize..32, 0u64..3200, 0u64..400), 1..40),
+        sectors in 1u64..40_000,
+        ops in proptest::collection::vec((0u8..7, 0usize..32, 0u64..42_000, 0u64..900), 1..25),
     ) {
         let mut bitmap = Bitmap::new(slots, sectors, 4096).unwrap();
         let bits = bitmap.bits() as usize;
