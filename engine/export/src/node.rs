@@ -49,6 +49,8 @@ impl Node {
             Err(error) => {
                 Err(system(format!("looking at {}", self.path.display()), "check the directory")(error))
             }
+            // A dead engine's node; the kernel gave us the number it had.
+            Ok(found) if found.file_type().is_block_device() && sys::dev_number(&found) == self.dev => Ok(()),
             Ok(found) if found.file_type().is_block_device() => {
                 may_replace(sys::dev_number(&found)).map_err(foreign)
             }

@@ -178,8 +178,8 @@ fn force_fails_what_waits() {
     eventually("the release of the loop device", || loops(params.minor).is_empty());
 
     // An unforced detach that waits for an engine that never answers can be overtaken.
-    engine.attach(&params).unwrap();
     engine.frozen.store(false, Ordering::Relaxed);
+    engine.attach(&params).unwrap();
     run("sh", &["-c", &format!("printf x | dd of={} conv=notrunc status=none", params.node().display())]);
     engine.frozen.store(true, Ordering::Relaxed);
     engine.together.store(0, Ordering::Relaxed);
