@@ -85,7 +85,7 @@ fn volumes_of(resource: &Resource) -> Vec<ForeignVolume> {
     for host in &resource.body.hosts {
         for volume in &host.volumes {
             if let (Some(minor), Some(device)) = (volume.minor, volume.device_path()) {
-                volumes.push(ForeignVolume { hosts: host.names(), vnr: volume.vnr, minor, device });
+                volumes.push(ForeignVolume { host: host.kind.clone(), vnr: volume.vnr, minor, device });
             }
         }
     }
@@ -94,20 +94,33 @@ fn volumes_of(resource: &Resource) -> Vec<ForeignVolume> {
 
 /// A stacked section is for the hosts of its lower resource.
 fn name_stacked_hosts(resources: &mut [Resource], problems: &mut Vec<Problem>) {
-    let names: HashMap<String, Vec<String>> = resources
+    let kinds: HashMap<String, Vec<HostKind>> = resources
         .iter()
-        .map(|resource| (resource.name.clone(), resource.body.hosts.iter().flat_map(Host::names).collect()))
+        .map(|resource| {
+            (resource.name.clone(), resource.body.hosts.iter().map(|host| host.kind.clone()).collect())
+        })
         .collect();
     for resource in resources {
         for host in &mut resource.body.hosts {
-            let HostKind::Stacked { lower, hosts } = &mut host.kind else { continue };
-            match names.get(lower.as_str()) {
-                Some(found) => hosts.clone_from(found),
-                None => problems.push(Problem::LowerUndefined {
+            let HostKind::Stacked { lower, hosts, floating } = &mut host.kind else { continue };
+            let Some(found) = kinds.get(lower.as_str()) else {
+                problems.push(Problem::LowerUndefined {
                     at: resource.at.resolved(),
                     resource: resource.name.clone(),
                     lower: lower.clone(),
-                }),
+                });
+                continue;
+            };
+            for kind in found {
+                match kind {
+                    HostKind::On(names) => hosts.extend(names.iter().cloned()),
+                    HostKind::Floating(address) => {
+                        hosts.push(address.host_name());
+                        floating.push(address.clone());
+                    }
+                    // A stack of more than two levels names its hosts at the lowest one only.
+                    HostKind::Stacked { .. } | HostKind::This => {}
+                }
             }
         }
     }

@@ -4,7 +4,7 @@
 use std::fmt::Write as _;
 
 use crate::error::{Error, Problem};
-use crate::lexer::is_keyword;
+use crate::lexer::{is_bare_name, is_bare_word};
 use crate::model::{
     Address, Body, Common, Config, Connection, DiskOptions, Endpoint, EndpointName, Global, Host, HostKind,
     MetaDisk, Proxy, ProxyOptions, Resource, Volume,
@@ -81,16 +81,16 @@ struct Dump {
 
 /// A name or value, in quotes where the bare word would not survive.
 pub(crate) fn quoted(text: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '/' | '.' | '_' | '-');
-    if !text.is_empty() && text.chars().all(plain) {
+    if is_bare_word(text) {
         return text.to_owned();
     }
     format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
 }
 
-/// Like [`quoted`], for places where a keyword would be misread.
+/// Like [`quoted`], for places where a keyword or a number would be misread. The reference leaves those
+/// bare and then cannot read its own output.
 fn quoted_name(text: &str) -> String {
-    if is_keyword(text) { format!("\"{text}\"") } else { quoted(text) }
+    if is_bare_name(text) || !is_bare_word(text) { quoted(text) } else { format!("\"{text}\"") }
 }
 
 impl Dump {
@@ -238,8 +238,11 @@ impl Dump {
         }
         for mesh in &body.meshes {
             self.open("connection-mesh");
-            let hosts: String = mesh.hosts.iter().map(|host| format!(" {}", quoted_name(host))).collect();
-            self.line(&format!("hosts{hosts};"));
+            // The reference prints `hosts;` for an empty mesh, which nobody can read again.
+            if !mesh.hosts.is_empty() {
+                let hosts: String = mesh.hosts.iter().map(|host| format!(" {}", quoted_name(host))).collect();
+                self.line(&format!("hosts{hosts};"));
+            }
             self.section("net", &mesh.net);
             self.close();
         }
@@ -256,7 +259,7 @@ impl Dump {
                 self.open(&format!("on{names}"));
             }
             HostKind::Floating(address) => self.open(&format!("{:16} {}", "floating", address.configured())),
-            HostKind::Stacked { lower, hosts } => {
+            HostKind::Stacked { lower, hosts, .. } => {
                 self.open(&format!("stacked-on-top-of {}", quoted_name(lower)));
                 let names: String = hosts.iter().map(|name| format!("{name} ")).collect();
                 self.line(&format!("# on {names}"));
@@ -319,7 +322,7 @@ impl Dump {
             }
             None => {}
         }
-        if let Some(tiebreaker) = volume.tiebreaker {
+        if let (Some(tiebreaker), false) = (volume.tiebreaker, volume.implicit) {
             self.statement("tiebreaker", if tiebreaker { "yes" } else { "no" });
         }
     }

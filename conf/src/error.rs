@@ -125,9 +125,9 @@ pub enum Problem {
     #[error("{at}: Token too long >>>{text}<<<")]
     TokenTooLong { at: Loc, text: Shown },
     #[error("{at}: Double quoted string too long >>>{text}...<<<")]
-    StringTooLong { at: Loc, text: String },
+    StringTooLong { at: Loc, text: Shown },
     #[error("{at}: Unterminated double quoted string\n  we don't allow embedded newlines\n  >>>{text}...<<<")]
-    UnterminatedString { at: Loc, text: String },
+    UnterminatedString { at: Loc, text: Shown },
     #[error("{at}: Parse error: '{expected}' expected,\n\tbut got '{got}'")]
     Expected { at: Loc, expected: String, got: Shown },
     #[error("{at}: Parse error: while parsing value ('{value}')\nfor {option}. Value is {reason}")]

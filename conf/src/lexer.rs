@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use crate::error::{FileName, Loc, Problem};
+use crate::error::{FileName, Loc, Problem, Shown};
 
 /// Longest unquoted word.
 pub(crate) const WORD_LENGTH_MAX: usize = 128;
@@ -17,7 +17,7 @@ pub(crate) enum Kind {
     Ipv6,
     Version,
     Word,
-    /// The first 128 characters of a longer word: fine as an option value, refused as a name.
+    /// The first 129 characters of a longer word: a name too long, and an option value cut in two.
     WordCut,
     Quoted,
     Punct(u8),
@@ -99,7 +99,7 @@ impl Lexer {
                 _ if ipv6 > word => (Kind::Ipv6, ipv6),
                 0 if first == b':' => (Kind::Punct(b':'), 1),
                 0 => (Kind::Other, utf8_length(rest)),
-                _ if word > WORD_LENGTH_MAX => (Kind::WordCut, WORD_LENGTH_MAX),
+                _ if word > WORD_LENGTH_MAX => (Kind::WordCut, WORD_LENGTH_MAX + 1),
                 _ => (classify(rest.get(..word).unwrap_or_default()), word),
             }
         };
@@ -112,9 +112,10 @@ impl Lexer {
         let mut value = Vec::new();
         let mut length = 0_usize;
         let mut at = self.at + 1;
+        // It may be a secret, so it stays out of `Debug`.
         let shown = |end: usize| {
             let raw = self.text.get(self.at..end.min(self.at + 20)).unwrap_or_default();
-            String::from_utf8_lossy(raw).into_owned()
+            Shown::new(&String::from_utf8_lossy(raw), true)
         };
         let end = loop {
             match self.text.get(at) {
@@ -313,6 +314,16 @@ const KEYWORDS: &[&str] = &[
 
 pub(crate) fn is_keyword(word: &str) -> bool {
     KEYWORDS.contains(&word)
+}
+
+/// Whether `text` is read as one word when it stands without quotes.
+pub(crate) fn is_bare_word(text: &str) -> bool {
+    !text.is_empty() && text.len() <= WORD_LENGTH_MAX && text.bytes().all(is_word)
+}
+
+/// Whether `text` is read as a name when it stands without quotes: no keyword, number or address.
+pub(crate) fn is_bare_name(text: &str) -> bool {
+    is_bare_word(text) && !is_keyword(text) && classify(text.as_bytes()) == Kind::Word
 }
 
 #[cfg(test)]

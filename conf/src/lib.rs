@@ -61,6 +61,28 @@ impl Config {
         check::finish(parse::Parser::run(source, path, options.more, options.module_version)?)
     }
 
+    /// What every command but a plain dump needs: each resource can be expanded, and no two of its host
+    /// sections are for `host`.
+    ///
+    /// # Errors
+    /// The findings of all resources.
+    pub fn check(&self, host: &HostIdentity) -> Result<(), Error> {
+        let mut problems = Vec::new();
+        for resource in &self.resources {
+            problems.extend(resource.two_sections(host));
+            if let Err(error) = &resource.expanded {
+                problems.extend(error.problems().iter().cloned());
+            }
+        }
+        Error::check(problems)
+    }
+
+    /// Whether the addresses of host sections need not exist on this host.
+    #[must_use]
+    pub fn ip_verification_disabled(&self) -> bool {
+        self.global.as_ref().is_some_and(|global| global.is_set("disable-ip-verification"))
+    }
+
     /// Parses the description of running resources (`drbdsetup show`): the same grammar with the words
     /// `_this_host`, `_remote_host`, `_peer_node_id`, `_cstate`. Nothing is inherited or checked.
     ///

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use crate::error::{Error, FileName, Loc, Notice};
 use crate::options::{Class, OptionList};
+use crate::view::HostIdentity;
 
 /// Most host sections in one resource: node ids reach from 0 to 32 (spec/drbd-conf.md §5).
 pub const HOSTS_MAX: usize = 64;
@@ -76,7 +77,7 @@ pub struct Resource {
 /// A volume of another resource on some hosts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ForeignVolume {
-    pub hosts: Vec<String>,
+    pub host: HostKind,
     pub vnr: u32,
     pub minor: u32,
     pub device: String,
@@ -246,6 +247,8 @@ pub enum HostKind {
         lower: String,
         /// Names of all its hosts.
         hosts: Vec<String>,
+        /// Addresses of its floating hosts.
+        floating: Vec<Address>,
     },
     /// `_this_host`: only in descriptions of a running resource.
     This,
@@ -268,6 +271,22 @@ pub struct Host {
     pub options: OptionList,
     /// `proxy on ... { }`.
     pub proxy: Option<Proxy>,
+}
+
+impl HostKind {
+    /// Whether a section of this kind is for `me`.
+    #[must_use]
+    pub fn is_for(&self, me: &HostIdentity) -> bool {
+        let named = |names: &[String]| names.iter().any(|name| hostnames_equal(name, &me.name));
+        match self {
+            HostKind::On(names) => named(names),
+            HostKind::Floating(address) => me.owns(address),
+            HostKind::Stacked { hosts, floating, .. } => {
+                named(hosts) || floating.iter().any(|address| me.owns(address))
+            }
+            HostKind::This => false,
+        }
+    }
 }
 
 impl Host {

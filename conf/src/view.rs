@@ -28,7 +28,7 @@ impl From<&str> for HostIdentity {
 impl HostIdentity {
     /// Whether the address (text of the configuration, scope allowed) is one of this host. For tests the
     /// host name may equal the address (spec/drbd-conf.md §4).
-    fn owns(&self, address: &Address) -> bool {
+    pub(crate) fn owns(&self, address: &Address) -> bool {
         self.name == address.host || self.has(address)
     }
 
@@ -99,7 +99,7 @@ pub struct PeerView {
     pub paths: Vec<PathView>,
     /// Options of the connection, without `_name`.
     pub net: OptionList,
-    /// Volumes of the peer.
+    /// Volumes of the peer, in the order in which their options are set.
     pub volumes: Vec<PeerVolumeView>,
     /// The peer has no disk in any volume.
     pub diskless: bool,
@@ -141,26 +141,9 @@ pub struct PeerVolumeView {
 }
 
 impl Resource {
-    /// Whether `host` belongs to a host section.
-    fn is_for(host: &Host, me: &HostIdentity) -> bool {
-        match &host.kind {
-            HostKind::On(names) => names.iter().any(|name| hostnames_equal(name, &me.name)),
-            HostKind::Floating(address) => me.owns(address),
-            HostKind::Stacked { hosts, .. } => {
-                hosts.iter().any(|name| hostnames_equal(name, &me.name))
-                    || hosts.iter().any(|name| {
-                        me.addresses
-                            .iter()
-                            .any(|ip| name.rsplit_once('_').is_some_and(|(a, _)| a == ip.to_string()))
-                    })
-            }
-            HostKind::This => false,
-        }
-    }
-
     /// Index of this host's section.
     fn own_section(&self, me: &HostIdentity) -> Option<usize> {
-        self.body.hosts.iter().position(|host| Self::is_for(host, me))
+        self.body.hosts.iter().position(|host| host.kind.is_for(me))
     }
 
     /// Whether no host section is for `me`: `all` skips the resource then.
@@ -187,6 +170,18 @@ impl Resource {
         self.body.hosts.iter().any(|host| matches!(host.kind, HostKind::Stacked { .. }))
     }
 
+    /// At most one host section may be for one host.
+    pub(crate) fn two_sections(&self, me: &HostIdentity) -> Option<Problem> {
+        let mut own = self.body.hosts.iter().filter(|host| host.kind.is_for(me));
+        let (first, second) = (own.next()?, own.next()?);
+        Some(Problem::TwoSectionsForHost {
+            at: first.at.resolved(),
+            resource: self.name.clone(),
+            first: first.joined(" "),
+            second: second.joined(" "),
+        })
+    }
+
     /// The checks that depend on the host, made before commands and dumps but not while loading
     /// (spec/drbd-conf.md §9).
     ///
@@ -196,15 +191,7 @@ impl Resource {
         let mut problems = Vec::new();
         let at = self.at.resolved();
         let resource = || self.name.clone();
-        let mut own = self.body.hosts.iter().filter(|host| Self::is_for(host, me));
-        if let (Some(first), Some(second)) = (own.next(), own.next()) {
-            problems.push(Problem::TwoSectionsForHost {
-                at: first.at.resolved(),
-                resource: resource(),
-                first: first.joined(" "),
-                second: second.joined(" "),
-            });
-        }
+        problems.extend(self.two_sections(me));
         if self.body.hosts.is_empty() {
             problems.push(Problem::NoHostSection {
                 at: at.clone(),
@@ -314,15 +301,7 @@ impl Resource {
         me: &'a HostIdentity,
     ) -> Option<impl Iterator<Item = &'a ForeignVolume>> {
         let volumes = self.foreign.get(name)?;
-        let mine = |volume: &&ForeignVolume| {
-            volume.hosts.iter().any(|host| {
-                hostnames_equal(host, &me.name)
-                    || host.rsplit_once('_').is_some_and(|(address, _)| {
-                        address == me.name || me.addresses.iter().any(|ip| ip.to_string() == address)
-                    })
-            })
-        };
-        Some(volumes.iter().filter(mine))
+        Some(volumes.iter().filter(|volume| volume.host.is_for(me)))
     }
 
     fn volume(&self, volume: &Volume, host: &Host, me: &HostIdentity) -> Option<VolumeView> {
@@ -333,10 +312,11 @@ impl Resource {
                 .map(|below| below.device.clone()),
             _ => volume.disk.clone().filter(|_| !volume.is_diskless()),
         };
-        let mut attach_options = volume.options.attach.deduplicated();
-        if let Some(option) = attach_options.get("resync-after").cloned() {
-            attach_options.remove("resync-after");
-            if let Ok(minor) = self.resync_minor(option.value(), me) {
+        let mut attach_options = OptionList::default();
+        for option in &volume.options.attach.deduplicated() {
+            if option.name() != "resync-after" {
+                attach_options.push(option.clone());
+            } else if let Ok(minor) = self.resync_minor(option.value(), me) {
                 attach_options.push(SetOption::new(option.spec, minor.to_string()));
             }
         }
@@ -418,7 +398,7 @@ impl Resource {
         let mut net = connection.net.deduplicated();
         let connection_name = net.value("_name").map_or_else(|| peer.joined("_"), str::to_owned);
         net.remove("_name");
-        let mut volumes: Vec<PeerVolumeView> = connection
+        let volumes: Vec<PeerVolumeView> = connection
             .volumes
             .iter()
             .map(|volume| {
@@ -440,7 +420,6 @@ impl Resource {
                 PeerVolumeView { vnr: volume.vnr, diskless, options }
             })
             .collect();
-        volumes.sort_by_key(|volume| volume.vnr);
         Ok(PeerView {
             node_id: self.id_of(peer)?,
             host_names: peer.names(),

@@ -35,7 +35,7 @@ impl Parser<'_> {
                 }
                 "path" => {
                     if connection.paths.iter().any(|path| path.implicit) {
-                        return Err(Box::new(Problem::MixedPaths { at }));
+                        self.out.problems.push(Problem::MixedPaths { at });
                     }
                     let path = self.path()?;
                     connection.paths.push(path);
@@ -92,7 +92,7 @@ impl Parser<'_> {
                 implicit: true,
                 endpoints: vec![endpoint],
             }),
-            Some(path) if !path.implicit => return Err(Box::new(Problem::MixedPaths { at })),
+            Some(path) if !path.implicit => self.out.problems.push(Problem::MixedPaths { at }),
             Some(path) if path.endpoints.len() >= 2 => {
                 return Err(Box::new(Problem::TooManyEndpoints { at, what: "connection" }));
             }

@@ -207,7 +207,7 @@ impl Parser<'_> {
                 self.punct(b'{')?;
                 let at = self.here();
                 self.once("stacked-on-top-of", format!("stacked:{lower}"), &at)?;
-                (HostKind::Stacked { lower, hosts: Vec::new() }, None)
+                (HostKind::Stacked { lower, hosts: Vec::new(), floating: Vec::new() }, None)
             }
         };
         let host = self.new_host(kind, address);
@@ -378,7 +378,7 @@ impl Parser<'_> {
             _ => {
                 once(self, "meta-disk statement", "meta-disk")?;
                 let token = self.next()?;
-                volume.meta_disk = Some(if token.keyword() == "internal" {
+                volume.meta_disk = Some(if token.text == "internal" {
                     MetaDisk::Internal
                 } else {
                     MetaDisk::Flexible(self.name(token, "TK_STRING")?)
@@ -438,7 +438,7 @@ impl Parser<'_> {
     /// `internal;`, `DEVICE;` or `DEVICE [N];`.
     fn meta_disk(&mut self) -> Parsed<MetaDisk> {
         let token = self.next()?;
-        if token.keyword() == "internal" {
+        if token.text == "internal" {
             self.punct(b';')?;
             return Ok(MetaDisk::Internal);
         }

@@ -211,7 +211,6 @@ impl Parser<'_> {
             let name = match option_name(&token) {
                 "rate" => "resync-rate",
                 "after" => "resync-after",
-                "outdate-peer" => "fence-peer",
                 name => name,
             };
             let Some(found) = lookup(CLASSES, name) else {
