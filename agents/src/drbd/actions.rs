@@ -18,8 +18,10 @@ use super::validate;
 /// Pause between two looks at the state while something is awaited.
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// Pause before a step that was refused is tried again.
-const RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// Pauses before a step that was refused is tried again: short at first, because a fail-over waits for
+/// it, then doubling up to the longest.
+const RETRY_PAUSE_MIN: Duration = Duration::from_millis(100);
+const RETRY_PAUSE_MAX: Duration = Duration::from_secs(1);
 
 /// A promotion does not fail before it ran this long: a fast failure would have the cluster run demote, stop,
 /// start and promote in a tight loop.
@@ -110,7 +112,10 @@ type State = Option<ResourceStatus>;
 /// How an action's loop goes.
 #[derive(Debug, Default)]
 struct Progress {
+    /// Steps that succeeded.
     steps: u32,
+    /// The last pause after a refusal.
+    pause: Duration,
     /// The last refusal.
     complaint: Option<String>,
 }
@@ -283,7 +288,7 @@ impl<'a> Agent<'a> {
             // A lost peer's disk may still be judged (fencing, quorum): data that are not good enough
             // now can be in a moment. Failing earlier would gain nothing.
             let no_data = matches!(step, Err(ReplicatorError::NoUpToDateData { .. }));
-            if no_data && self.clock.elapsed() + RETRY_PAUSE > PROMOTE_FAIL_MIN {
+            if no_data && self.clock.elapsed() + RETRY_PAUSE_MAX > PROMOTE_FAIL_MIN {
                 return self.refused_promotion();
             }
             if !self.again(step, &mut progress) {
@@ -508,17 +513,19 @@ impl<'a> Agent<'a> {
     /// Whether there is time for another look. A refused step is logged when its reason is a new one, and
     /// followed by a pause.
     fn again(&self, step: Result<(), ReplicatorError>, progress: &mut Progress) -> bool {
-        progress.steps += 1;
         let pause = match step {
-            Ok(()) if progress.steps <= STEPS_AT_ONCE => Duration::ZERO,
-            Ok(()) => PAUSE,
+            Ok(()) => {
+                progress.steps += 1;
+                if progress.steps <= STEPS_AT_ONCE { Duration::ZERO } else { PAUSE }
+            }
             Err(error) => {
                 let text = error.to_string();
                 if progress.complaint.as_ref() != Some(&text) {
                     tracing::error!("{text}");
                 }
                 progress.complaint = Some(text);
-                RETRY_PAUSE
+                progress.pause = (progress.pause * 2).clamp(RETRY_PAUSE_MIN, RETRY_PAUSE_MAX);
+                progress.pause
             }
         };
         if self.clock.left() <= pause.max(PAUSE) {

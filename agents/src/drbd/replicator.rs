@@ -71,6 +71,13 @@ pub enum ReplicatorError {
     State(#[from] BackendError),
 }
 
+impl ReplicatorError {
+    /// The configuration is sound but has no such resource for this host.
+    pub const fn not_defined(&self) -> bool {
+        matches!(self, Self::Refused { code: NOT_DEFINED, .. })
+    }
+}
+
 /// What the agent needs to know of the resource's configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Configuration {
@@ -105,6 +112,10 @@ struct DrbdUtils {
     drbdadm: PathBuf,
     drbdsetup: PathBuf,
 }
+
+/// Exit code of `drbdadm` for a resource that the configuration does not have for this host; a broken
+/// configuration gives 10 (`spec/drbd-conf.md` §9).
+const NOT_DEFINED: i32 = 1;
 
 /// The installed tools, of either engine.
 #[derive(Debug)]
@@ -193,8 +204,8 @@ impl Tools {
     ) -> Result<Output, ReplicatorError> {
         let args = [command, &[self.resource.as_str()]].concat();
         let plain = self.drbdadm(&args, env, limit);
-        let about_configuration = matches!(&plain, Err(ReplicatorError::Refused { code: 1 | 10, .. }));
-        if !about_configuration || self.stacked.get() || self.bundled() {
+        let not_defined = plain.as_ref().is_err_and(ReplicatorError::not_defined);
+        if !not_defined || self.stacked.get() || self.bundled() {
             return plain;
         }
         self.stacked.set(true);
@@ -406,7 +417,7 @@ mod tests {
     #[test]
     fn a_stacked_resource_is_found_out_once() {
         let root = tempfile::tempdir().unwrap();
-        let tools = tools(root.path(), false, "[ \"$3\" = --stacked ] || exit 10");
+        let tools = tools(root.path(), false, "[ \"$3\" = --stacked ] || exit 1");
         tools.change(Change::Up, LIMIT).unwrap();
         tools.change(Change::Primary, LIMIT).unwrap();
         let c = "drbdadm -c /etc/drbd.conf";
@@ -418,9 +429,17 @@ mod tests {
     #[test]
     fn a_resource_that_is_not_stacked_either_fails_plainly() {
         let root = tempfile::tempdir().unwrap();
-        let tools = tools(root.path(), false, "exit 10");
-        assert!(matches!(tools.configuration(LIMIT), Err(ReplicatorError::Refused { code: 10, .. })));
+        let tools = tools(root.path(), false, "exit 1");
+        assert!(tools.configuration(LIMIT).unwrap_err().not_defined());
         assert!(!tools.stacked.get());
+    }
+
+    #[test]
+    fn a_broken_configuration_is_not_a_missing_resource() {
+        let root = tempfile::tempdir().unwrap();
+        let tools = tools(root.path(), false, "exit 10");
+        assert!(!tools.configuration(LIMIT).unwrap_err().not_defined());
+        assert_eq!(calls(root.path()).lines().count(), 1);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use palisade_cluster::{Environment, ExitCode};
 
 use super::Action;
 use super::parameters::{Parameters, Version};
-use super::replicator::Replicator;
+use super::replicator::{Replicator, ReplicatorError};
 
 /// Why an action cannot be carried out.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -91,17 +91,8 @@ pub fn host(
     if !all && !dual {
         return Ok(());
     }
-    let configuration = replicator.configuration(limit).map_err(|error| {
-        tracing::error!("{error}");
-        Problem {
-            code: ExitCode::Installed,
-            reason: format!(
-                "DRBD resource {} not found in configuration file {}.",
-                params.resource, params.config
-            ),
-            drop_score: true,
-        }
-    })?;
+    let configuration =
+        replicator.configuration(limit).map_err(|error| configuration_problem(params, &error))?;
     if dual && !configuration.two_primaries {
         return Err(Problem::configured(format!(
             "master-max > 1, but DRBD resource {} does not allow-two-primaries.",
@@ -109,6 +100,18 @@ pub fn host(
         )));
     }
     Ok(())
+}
+
+/// A file that somebody is just editing is told apart from one without the resource: only the latter means
+/// that this node cannot serve it.
+fn configuration_problem(params: &Parameters, error: &ReplicatorError) -> Problem {
+    if error.not_defined() {
+        tracing::error!("{error}");
+        let (resource, config) = (&params.resource, &params.config);
+        let reason = format!("DRBD resource {resource} not found in configuration file {config}.");
+        return Problem { drop_score: true, ..Problem::installed(reason) };
+    }
+    Problem::installed(format!("The configuration file {} cannot be used: {error}", params.config))
 }
 
 /// The engine's version, asked for only if something depends on it.

@@ -104,7 +104,8 @@ pub struct Engine {
     pub hangs: Cell<bool>,
     pub bundled: bool,
     pub version: Option<Version>,
-    pub configuration: Option<Configuration>,
+    /// The exit code of the tool if there is none.
+    pub configuration: Result<Configuration, i32>,
     clock: std::rc::Rc<FakeClock>,
 }
 
@@ -159,7 +160,7 @@ impl Replicator for Engine {
 
     fn configuration(&self, _limit: Duration) -> Result<Configuration, ReplicatorError> {
         self.calls.borrow_mut().push("configuration".into());
-        self.configuration.ok_or_else(|| refused(10))
+        self.configuration.map_err(refused)
     }
 
     fn version(&self, _limit: Duration) -> Result<Option<Version>, ReplicatorError> {
@@ -256,7 +257,7 @@ impl Node {
             hangs: Cell::new(false),
             bundled: true,
             version: None,
-            configuration: Some(Configuration { two_primaries: false }),
+            configuration: Ok(Configuration { two_primaries: false }),
             clock: clock.clone(),
         };
         let cluster = Attributes {

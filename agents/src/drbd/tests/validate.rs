@@ -124,10 +124,18 @@ fn validate_all_of_a_sound_host() {
 fn an_unknown_resource_is_not_installed_and_has_no_score() {
     for action in [Action::ValidateAll, Action::Start, Action::Reload] {
         let mut node = node();
-        node.engine.configuration = None;
+        node.engine.configuration = Err(1);
         assert_eq!(node.run(action), ExitCode::Installed, "{action:?}");
         assert_eq!(node.cluster.score.get(), None);
     }
+}
+
+#[test]
+fn a_broken_configuration_keeps_the_score() {
+    let mut node = node();
+    node.engine.configuration = Err(10);
+    assert_eq!(node.run(Action::ValidateAll), ExitCode::Installed);
+    assert_eq!(node.cluster.writes.get(), 0);
 }
 
 #[test]
@@ -141,7 +149,7 @@ fn what_runs_is_told_and_ended_without_a_configuration() {
         (Action::Stop, ExitCode::Success),
     ] {
         let mut node = node().with("drbdconf", "/nonexistent/drbd.conf");
-        node.engine.configuration = None;
+        node.engine.configuration = Err(1);
         assert_eq!(node.run(action), code, "{action:?}");
     }
 }
@@ -157,7 +165,7 @@ fn two_promoted_instances_need_the_option() {
     for action in [Action::Start, Action::Promote] {
         let mut node = node().with("CRM_meta_promoted_max", "2").with("CRM_meta_clone_max", "2");
         assert_eq!(node.run(action), ExitCode::Configured, "{action:?}");
-        node.engine.configuration = Some(Configuration { two_primaries: true });
+        node.engine.configuration = Ok(Configuration { two_primaries: true });
         assert_eq!(node.run(action), ExitCode::Success, "{action:?}");
     }
     let three = node().with("CRM_meta_promoted_max", "2").with("CRM_meta_clone_max", "3");
