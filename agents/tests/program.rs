@@ -175,8 +175,13 @@ fn exit_codes_of_wrong_calls() {
     let absent =
         host.agent().arg("validate-all").env("OCF_RESKEY_drbdconf", "/nonexistent").output().unwrap();
     assert_eq!(absent.status.code(), Some(5));
-    let unknown = host.agent().arg("stop").env("OCF_RESKEY_drbd_resource", "unknown").output().unwrap();
-    assert_eq!(unknown.status.code(), Some(0));
+    for name in ["unknown", "un/known"] {
+        let code = |action: &str| {
+            let output = host.agent().arg(action).env("OCF_RESKEY_drbd_resource", name).output();
+            output.unwrap().status.code()
+        };
+        assert_eq!((code("monitor"), code("stop")), (Some(7), Some(0)), "{name}");
+    }
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use palisade_cluster::child::{self, ChildError, Output};
-use palisade_control::{Backend, BackendError, Engine, Kernel, ResourceStatus, Settings};
+use palisade_control::{Backend, BackendError, ClientError, Engine, Kernel, ResourceStatus, Settings};
 
 use super::parameters::Version;
 
@@ -223,7 +223,11 @@ impl Replicator for Tools {
         if matches!(backend, Backend::Kernel(_)) {
             self.kernel.set(true);
         }
-        Ok(backend.status(&self.resource, limit)?)
+        match backend.status(&self.resource, limit) {
+            // The bundled engine cannot have a resource of such a name, so it does not run there.
+            Err(BackendError::Client(ClientError::BadName { .. })) => Ok(None),
+            state => Ok(state?),
+        }
     }
 
     fn change(&self, change: Change<'_>, limit: Duration) -> Result<(), ReplicatorError> {

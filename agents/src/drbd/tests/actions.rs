@@ -71,6 +71,14 @@ fn a_hanging_attribute_daemon_does_not_fail_the_monitor() {
 }
 
 #[test]
+fn without_time_no_score_is_written() {
+    let node = Node::new(Some(healthy(Primary)));
+    node.clock.pause(node.clock.limit());
+    assert_eq!(node.run(Action::Monitor), ExitCode::RunningPromoted);
+    assert_eq!(node.cluster.score.get(), Some(SCORE_BEFORE));
+}
+
+#[test]
 fn a_transitional_disk_keeps_the_score() {
     let node = Node::new(Some(resource(Secondary, &[DiskState::Attaching], &[])));
     assert_eq!(node.run(Action::Monitor), ExitCode::Success);
