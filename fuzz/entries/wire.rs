@@ -72,8 +72,9 @@ fn wire_packet(header: &Header, stream: Stream, ctx: &DecodeCtx, payload: &[u8])
 pub fn wire_bitmap(input: &[u8]) {
     let Some(([kind, size @ .., flags], rest)) = input.split_first_chunk::<5>() else { return };
     let kind = if kind % 2 == 0 { HeaderKind::H100 } else { HeaderKind::H80 };
-    let [_, high, middle, low] = [0, size[0], size[1], size[2]];
-    let bits = u64::from(u32::from_be_bytes([0, high, middle, low])) % 300_000;
+    let [high, middle, low] = *size;
+    // Enough for several packets, few enough for many runs per second.
+    let bits = u64::from(u32::from_be_bytes([0, high, middle, low])) % 70_000;
     receive(bits, kind, rest);
     send(bits, kind, flags % 2 == 0, rest);
 }

@@ -300,6 +300,18 @@ mod tests {
     }
 
     #[test]
+    fn code_longer_than_its_bits_goes_out_plain() {
+        // Runs of 2 take 2 bits each, a run of 1 as well: 16 bits of code for 16 or for 15 bits.
+        let run_at = |bit: u64| (bit / 2 % 2 == 1, 1);
+        for (bits, compressed) in [(16, true), (15, false)] {
+            let (packet, _) = Sender::new(bits, H100, true).next_packet(run_at, word_of(run_at)).unwrap();
+            assert_eq!(packet != Packet::Bitmap, compressed, "{bits}");
+        }
+        let (packet, _) = Sender::new(16, H100, false).next_packet(run_at, word_of(run_at)).unwrap();
+        assert_eq!(packet, Packet::Bitmap);
+    }
+
+    #[test]
     fn plain_packets_have_a_dictated_length() {
         let clear = |_| (false, u64::MAX);
         for (kind, full) in [(H100, 4080), (HeaderKind::H80, 4088)] {

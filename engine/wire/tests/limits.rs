@@ -86,6 +86,59 @@ fn what_was_not_agreed_is_refused() {
 }
 
 #[test]
+fn versions_of_the_packet_table() {
+    let agreed = |cmd: Cmd, apv| cmd.is_agreed(&DecodeCtx { apv, ..V9 });
+    let since = [
+        (88, &[Cmd::OvRequest, Cmd::OvReply, Cmd::OvResult][..]),
+        (89, &[Cmd::CsumRsRequest, Cmd::RsIsInSync, Cmd::SyncParam89]),
+        (90, &[Cmd::CompressedBitmap]),
+        (96, &[Cmd::OutOfSync]),
+        (100, &[Cmd::ConnStChgReq, Cmd::ConnStChgReply, Cmd::RetryWrite, Cmd::ProtocolUpdate]),
+        (110, &[Cmd::TwopcPrepare, Cmd::TwopcAbort, Cmd::TwopcCommit, Cmd::TwopcYes, Cmd::TwopcNo]),
+        (110, &[Cmd::TwopcRetry, Cmd::Dagtag, Cmd::PeerAck, Cmd::PeersInSync, Cmd::Uuids110]),
+        (110, &[Cmd::PeerDagtag, Cmd::CurrentUuid]),
+        (112, &[Cmd::TwopcPrepRsz]),
+        (114, &[Cmd::ConfirmStable]),
+        (115, &[Cmd::RsCancelAhead]),
+        (118, &[Cmd::Disconnect]),
+        (122, &[Cmd::WriteAckInSync, Cmd::RsNegAck, Cmd::OvResultId, Cmd::RsDeallocatedId]),
+        (123, &[Cmd::FlushRequests, Cmd::FlushForward, Cmd::FlushRequestsAck]),
+    ];
+    for (apv, cmds) in since {
+        for cmd in cmds {
+            assert!(agreed(*cmd, apv) && !agreed(*cmd, apv - 1), "{cmd}");
+        }
+    }
+    let until = [
+        (89, &[Cmd::SyncParam][..]),
+        (110, &[Cmd::Uuids, Cmd::SyncUuid, Cmd::StateChgReq, Cmd::StateChgReply]),
+        (110, &[Cmd::ConnStChgReq, Cmd::ConnStChgReply]),
+        (122, &[Cmd::OvResult, Cmd::RsDeallocated]),
+    ];
+    for (apv, cmds) in until {
+        for cmd in cmds {
+            assert!(agreed(*cmd, apv - 1) && !agreed(*cmd, apv), "{cmd}");
+        }
+    }
+    let features = [
+        (Features::TRIM, &[Cmd::Trim][..]),
+        (Features::THIN_RESYNC, &[Cmd::RsThinReq, Cmd::RsDeallocatedId]),
+        (Features::WSAME, &[Cmd::Wsame]),
+        (Features::WZEROES, &[Cmd::Zeroes]),
+        (Features::RESYNC_DAGTAG, &[Cmd::RsDagtagReq, Cmd::RsCsumDagtagReq, Cmd::RsThinDagtagReq]),
+        (Features::RESYNC_DAGTAG, &[Cmd::OvDagtagReq, Cmd::OvDagtagReply]),
+        (Features::RESYNC_WITHOUT_REPLICATION, &[Cmd::EnableReplication, Cmd::EnableReplicationNext]),
+    ];
+    for (feature, cmds) in features {
+        for cmd in cmds {
+            assert!(cmd.is_agreed(&V9), "{cmd}");
+            let without = DecodeCtx { features: Features::ALL.with(feature, false), ..V9 };
+            assert!(!cmd.is_agreed(&without), "{cmd}");
+        }
+    }
+}
+
+#[test]
 fn header_types() {
     let h80 = |cmd| Header { kind: HeaderKind::H80, volume: Some(0), cmd, length: 0, header_len: 8 };
     // Strict on the data stream, any on the control stream (§2.7, §3).
@@ -121,9 +174,11 @@ fn fields_without_meaning() {
     let mut request = [0u8; 24];
     request[16..20].copy_from_slice(&4096u32.to_be_bytes());
     assert!(payload(Cmd::DataRequest, Stream::Data, &V9, &request).is_ok());
-    request[0] = 1;
+    request[..8].copy_from_slice(&SECTOR_MAX.to_be_bytes());
+    assert!(payload(Cmd::DataRequest, Stream::Data, &V9, &request).is_ok());
+    request[..8].copy_from_slice(&(SECTOR_MAX + 1).to_be_bytes());
     invalid(payload(Cmd::DataRequest, Stream::Data, &V9, &request), "sector");
-    request[0] = 0;
+    request[..8].fill(0);
     for blksize in [0u32, 511, (1 << 20) + 512] {
         request[16..20].copy_from_slice(&blksize.to_be_bytes());
         invalid(payload(Cmd::DataRequest, Stream::Data, &V9, &request), "size");
