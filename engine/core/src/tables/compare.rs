@@ -169,7 +169,7 @@ pub fn uuid_compare(c: &Compare<'_>) -> Verdict {
         _ if mine.history.iter().any(|h| its.in_history(*h)) => {
             Verdict::new(SplitBrainDisconnect, Rule::HistoryBoth)
         }
-        _ => Verdict::new(UnrelatedData, Rule::None),
+        _ => Verdict::new(UnrelatedData, Rule::HistoryBoth),
     }
 }
 
@@ -477,9 +477,9 @@ mod tests {
                 set(A, none, &[0x10]),
                 set(B, none, &[0x20]),
                 UnrelatedData,
-                Rule::None,
+                Rule::HistoryBoth,
                 UnrelatedData,
-                Rule::None,
+                Rule::HistoryBoth,
             ),
         ];
         for (mine, its, strategy, rule, its_strategy, its_rule) in &rows {
@@ -489,6 +489,34 @@ mod tests {
             assert_eq!((w.strategy, w.rule), (*its_strategy, *its_rule), "the other side of {rule}");
             assert_eq!(w.copy_from, (*its_strategy == SyncSourceCopyBitmap).then_some(5));
         }
+    }
+
+    /// What kernels concluded from what they saw of each other.
+    #[test]
+    fn as_the_kernel() {
+        let hex = |text: &str| u64::from_str_radix(text, 16).expect("hexadecimal");
+        let mut count = 0;
+        for line in include_str!("../../tests/data/uuid_compare.txt").lines().filter(|l| !l.starts_with('#'))
+        {
+            let words: Vec<&str> = line.split(' ').collect();
+            let parse = |words: &[&str], peer: usize| {
+                let uuids = set(hex(words[0]), &[(peer, hex(words[1]))], &[hex(words[2]), hex(words[3])]);
+                (uuids, words[4].parse::<u64>().expect("bits"), UuidFlags(hex(words[5])))
+            };
+            let (mine, my_bits, my_flags) = parse(&words[..6], 1);
+            let (its, its_bits, its_flags) = parse(&words[6..12], 0);
+            let mut c = compare(&mine, &its);
+            (c.me.bits, c.me.flags) = (my_bits, my_flags);
+            (c.peer.bits, c.peer.flags) = (its_bits, its_flags);
+            let v = uuid_compare(&c);
+            assert_eq!(
+                (v.strategy.to_string().as_str(), v.rule.to_string().as_str()),
+                (words[12], words[13]),
+                "{line}"
+            );
+            count += 1;
+        }
+        assert!(count > 50, "{count}");
     }
 
     #[test]
@@ -699,7 +727,7 @@ mod tests {
         c.peer.flags = UuidFlags::INCONSISTENT;
         assert_eq!(by_disk_states(&c, &no_sync).map(|v| v.strategy), Some(SyncSourceUseBitmap));
         let text = by_disk_states_text(&c, SyncSourceUseBitmap);
-        assert_eq!(text, "strategy = sync-source-use-bitmap due to disk states. (UpToDate/Inconsistent)");
+        assert_eq!(text, "strategy = source-use-bitmap due to disk states. (UpToDate/Inconsistent)");
     }
 
     /// The would-be target presents the UUID of a third node it syncs from.

@@ -89,7 +89,7 @@ pub fn fence_result(exit: HandlerExit, policy: Fencing, disk: DiskState) -> Fenc
     };
     let outdated = Change::PeerDisk(DiskState::Outdated);
     let (change, explanation) = match code {
-        3 => (Change::PeerDisk(DiskState::Inconsistent), "peer is inconsistent"),
+        3 => (Change::PeerDisk(DiskState::Inconsistent), "peer is inconsistent or worse"),
         4 => (outdated, "peer was fenced"),
         5 if disk == DiskState::UpToDate => (outdated, "peer is unreachable, assumed to be dead"),
         5 => (Change::Nothing, "peer unreachable, doing nothing since disk != UpToDate"),
@@ -104,7 +104,7 @@ pub fn fence_result(exit: HandlerExit, policy: Fencing, disk: DiskState) -> Fenc
         log.push("Peer is primary, outdating myself.".to_owned());
     }
     if unexpected {
-        log.push("fence-peer returned 7 although fencing is not resource-and-stonith".to_owned());
+        log.push("fence-peer() = 7 && fencing != Stonith !!!".to_owned());
     }
     let stays_frozen = !fenced && policy == Fencing::ResourceAndStonith;
     FenceResult { change, fenced, stays_frozen, is_error: unexpected, log }

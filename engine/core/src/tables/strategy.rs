@@ -1,6 +1,7 @@
 //! The names of what a handshake can result in: strategies and the rules that choose them.
 //!
-//! `spec/state-machine.md` §9.1 to §9.3 and §9.5; the printed names are what the reference logs.
+//! `spec/state-machine.md` §9.1 to §9.3 and §9.5; the printed names are what kernel DRBD 9.2 logs, which leaves
+//! out the `sync-` in front of `source` and `target`.
 
 use std::fmt;
 
@@ -47,14 +48,14 @@ impl fmt::Display for Strategy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             NoSync => "no-sync",
-            SyncSourceIfBothFailed => "sync-source-if-both-failed",
-            SyncTargetIfBothFailed => "sync-target-if-both-failed",
-            SyncSourceUseBitmap => "sync-source-use-bitmap",
-            SyncTargetUseBitmap => "sync-target-use-bitmap",
-            SyncSourceSetBitmap => "sync-source-set-bitmap",
-            SyncTargetSetBitmap => "sync-target-set-bitmap",
-            SyncSourceCopyBitmap => "sync-source-copy-bitmap",
-            SyncTargetClearBitmap => "sync-target-clear-bitmap",
+            SyncSourceIfBothFailed => "source-if-both-failed",
+            SyncTargetIfBothFailed => "target-if-both-failed",
+            SyncSourceUseBitmap => "source-use-bitmap",
+            SyncTargetUseBitmap => "target-use-bitmap",
+            SyncSourceSetBitmap => "source-set-bitmap",
+            SyncTargetSetBitmap => "target-set-bitmap",
+            SyncSourceCopyBitmap => "source-copy-bitmap",
+            SyncTargetClearBitmap => "target-clear-bitmap",
             SplitBrainAutoRecover => "split-brain-auto-recover",
             SplitBrainDisconnect => "split-brain-disconnect",
             UnrelatedData => "unrelated-data",
@@ -194,10 +195,8 @@ rules! {
     HistorySelf = "history-self",
     /// Both branched from the same generation.
     BitmapBoth = "bitmap-both",
-    /// Something in both histories is common.
+    /// Something in both histories is common; also reported when no row matched at all.
     HistoryBoth = "history-both",
-    /// No row matched.
-    None = "none",
     /// A lost Primary's writes: who has bits is source.
     ReconcileBitmap = "reconcile-bitmap",
     /// A lost Primary's writes: who is further in its stream is source.
@@ -226,9 +225,9 @@ mod tests {
             Retry,
             RequiresProto(91),
         ];
-        let names = "no-sync sync-source-if-both-failed sync-target-if-both-failed sync-source-use-bitmap \
-            sync-target-use-bitmap sync-source-set-bitmap sync-target-set-bitmap sync-source-copy-bitmap \
-            sync-target-clear-bitmap split-brain-auto-recover split-brain-disconnect unrelated-data retry \
+        let names = "no-sync source-if-both-failed target-if-both-failed source-use-bitmap \
+            target-use-bitmap source-set-bitmap target-set-bitmap source-copy-bitmap \
+            target-clear-bitmap split-brain-auto-recover split-brain-disconnect unrelated-data retry \
             requires-proto-91";
         let preferences = [5, 4, 4, 3, 3, 2, 2, 1, 1, 0, 0, 0, 0, 0];
         for ((strategy, name), preference) in all.into_iter().zip(names.split_whitespace()).zip(preferences) {

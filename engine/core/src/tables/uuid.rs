@@ -417,7 +417,7 @@ pub(super) fn nodes(mask: u64) -> impl Iterator<Item = u8> {
 }
 
 /// The weak mask for UUID packets (§8.6): every node but self if UpToDate, and but the configured peers that
-/// take part.
+/// take part. Bits beyond the last node id are set too, as kernels send them.
 pub fn weak_nodes(own_id: u8, own_disk: DiskState, configured: u64, pdsk: &[DiskState; NODES]) -> u64 {
     let mut strong = if own_disk == DiskState::UpToDate { node_bit(own_id) } else { 0 };
     for (node, disk) in (0u8..).zip(pdsk) {
@@ -426,7 +426,7 @@ pub fn weak_nodes(own_id: u8, own_disk: DiskState, configured: u64, pdsk: &[Disk
             strong |= node_bit(node) & configured;
         }
     }
-    !strong & (u64::MAX >> (64 - NODES))
+    !strong
 }
 
 /// The weak set of the forced variant (§8.5 step 7): peers that are to receive an initial resync.
@@ -622,8 +622,8 @@ mod tests {
             (5, DiskState::Failed),
         ]);
         let configured = 0b111_1110;
-        assert_eq!(weak_nodes(0, DiskState::UpToDate, configured, &pdsk), 0xffff_ffe4);
-        assert_eq!(weak_nodes(0, DiskState::Diskless, configured, &pdsk), 0xffff_ffe5);
+        assert_eq!(weak_nodes(0, DiskState::UpToDate, configured, &pdsk), !0b1_1011);
+        assert_eq!(weak_nodes(0, DiskState::Diskless, configured, &pdsk), !0b1_1010);
     }
 
     fn received(pdsk: &[DiskState; NODES]) -> ReceivedCurrent<'_> {

@@ -482,10 +482,7 @@ fn missed_end_needs_an_uptodate_source() {
 fn dry_run() {
     let got = target(|n| n.policies.tentative = true);
     assert_eq!(got.action, Action::Disconnect);
-    assert_eq!(
-        got.log[1],
-        "dry-run connect: Would become SyncTarget, doing a sync-target-use-bitmap resync."
-    );
+    assert_eq!(got.log[1], "dry-run connect: Would become SyncTarget, doing a target-use-bitmap resync.");
     let uuids = set(0xa0, 2, BASE);
     let mut n = negotiation(&uuids, &uuids);
     n.policies.tentative = true;
@@ -499,5 +496,5 @@ fn by_disk_states_is_logged() {
     n.compare.me.disk = DiskState::Inconsistent;
     let got = negotiate(&n);
     assert_eq!(got.action, Action::Go(ReplState::WFBitMapT));
-    assert_eq!(got.log[1], "strategy = sync-target-use-bitmap due to disk states. (Inconsistent/UpToDate)");
+    assert_eq!(got.log[1], "strategy = target-use-bitmap due to disk states. (Inconsistent/UpToDate)");
 }
