@@ -7,8 +7,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use crate::error::{Error, Loc, Notice, Problem};
 use crate::expand;
 use crate::model::{
-    Address, Config, Connection, ConnectionPath, Endpoint, EndpointName, ForeignVolume, FromResource, Host,
-    HostKind, Resource, Volume, hostnames_equal,
+    Address, CONNECTIONS_MAX, Config, Connection, ConnectionPath, Endpoint, EndpointName, ForeignVolume,
+    Host, HostKind, Resource, Volume, hostnames_equal,
 };
 use crate::options::OptionList;
 use crate::parse::Output;
@@ -136,49 +136,41 @@ fn merge_volumes(resource: &mut Resource, problems: &mut Vec<Problem>) {
             .push(Problem::MixedInResource { at: resource.at.resolved(), resource: resource.name.clone() });
         return;
     }
-    for wide in &body.volumes {
-        for host in &mut body.hosts {
+    for host in &mut body.hosts {
+        let mut added = Vec::new();
+        for wide in &body.volumes {
             let stacked = matches!(host.kind, HostKind::Stacked { .. });
-            match host.volumes.iter_mut().find(|volume| volume.vnr == wide.vnr) {
-                Some(volume) => {
-                    if volume.minor.is_none() && volume.device.is_none() {
-                        volume.minor = wide.minor;
-                        volume.device.clone_from(&wide.device);
-                        volume.from_resource.device = true;
-                    }
-                    if volume.disk.is_none() && !stacked {
-                        volume.disk.clone_from(&wide.disk);
-                        volume.from_resource.disk = wide.disk.is_some();
-                    }
-                    if volume.meta_disk.is_none() && !stacked {
-                        volume.meta_disk.clone_from(&wide.meta_disk);
-                        volume.from_resource.meta_disk = true;
-                    }
-                    volume.tiebreaker = volume.tiebreaker.or(wide.tiebreaker);
-                }
+            match host.volume_mut(wide.vnr) {
+                Some(volume) => fill(volume, wide, stacked),
                 None => {
                     let mut volume = Volume::new(wide.at.clone(), wide.vnr, wide.implicit);
-                    volume.minor = wide.minor;
-                    volume.device.clone_from(&wide.device);
-                    if !stacked {
-                        volume.disk.clone_from(&wide.disk);
-                        volume.meta_disk.clone_from(&wide.meta_disk);
-                    }
-                    volume.tiebreaker = wide.tiebreaker;
-                    volume.from_resource = FromResource {
-                        volume: true,
-                        device: true,
-                        disk: wide.disk.is_some(),
-                        meta_disk: true,
-                    };
-                    host.volumes.push(volume);
+                    fill(&mut volume, wide, stacked);
+                    volume.from_resource.volume = true;
+                    added.push(volume);
                 }
             }
         }
-    }
-    for host in &mut body.hosts {
+        host.volumes.append(&mut added);
         host.volumes.sort_by_key(|volume| volume.vnr);
     }
+}
+
+/// Takes missing statements from the resource level's volume. A stacked volume lies on the lower device.
+fn fill(volume: &mut Volume, wide: &Volume, stacked: bool) {
+    if volume.minor.is_none() && volume.device.is_none() {
+        volume.minor = wide.minor;
+        volume.device.clone_from(&wide.device);
+        volume.from_resource.device = true;
+    }
+    if volume.disk.is_none() && !stacked {
+        volume.disk.clone_from(&wide.disk);
+        volume.from_resource.disk = wide.disk.is_some();
+    }
+    if volume.meta_disk.is_none() && !stacked {
+        volume.meta_disk.clone_from(&wide.meta_disk);
+        volume.from_resource.meta_disk = true;
+    }
+    volume.tiebreaker = volume.tiebreaker.or(wide.tiebreaker);
 }
 
 /// The host section an endpoint's host name means: the exact name first.
@@ -338,6 +330,10 @@ fn mesh_connections(resource: &Resource, connections: &mut Vec<Connection>, prob
         }
         for (position, first) in members.iter().enumerate() {
             for second in members.iter().skip(position + 1) {
+                if connections.len() >= CONNECTIONS_MAX {
+                    problems.push(Problem::TooMany { at, what: "connections", limit: CONNECTIONS_MAX });
+                    return;
+                }
                 connections.push(implicit_connection(&mesh.at, [*first, *second], net.clone()));
             }
         }
@@ -414,7 +410,7 @@ fn complete(resource: &Resource, problems: &mut Vec<Problem>) {
     for other in others {
         let names = (resource.name.clone(), first.joined(" "), other.joined(" "));
         for volume in &first.volumes {
-            let twin = other.volumes.iter().find(|twin| twin.vnr == volume.vnr);
+            let twin = other.volume(volume.vnr);
             let (vnr, at) = (volume.vnr, at.clone());
             let (resource, host, other) = names.clone();
             match twin {
@@ -426,7 +422,7 @@ fn complete(resource: &Resource, problems: &mut Vec<Problem>) {
             }
         }
         for volume in &other.volumes {
-            if first.volumes.iter().all(|twin| twin.vnr != volume.vnr) {
+            if first.volume(volume.vnr).is_none() {
                 let (resource, host, other) = names.clone();
                 let (vnr, at) = (volume.vnr, at.clone());
                 problems.push(Problem::VolumeMissing { at, resource, host, vnr, other });

@@ -264,6 +264,19 @@ pub enum Problem {
     ProxyNode { resource: String, host: String },
 }
 
+impl Problem {
+    /// For a word nobody knows, the option it may have been meant to be.
+    #[must_use]
+    pub fn suggestion(&self) -> Option<&'static crate::options::OptionSpec> {
+        match self {
+            Problem::Expected { got, .. } if !got.secret => {
+                crate::options::nearest(got.text.strip_suffix("...").unwrap_or(&got.text))
+            }
+            _ => None,
+        }
+    }
+}
+
 /// Remarks that stop nothing; the caller prints them to standard error.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]

@@ -4,9 +4,12 @@
 //! An option present at the narrower level stays. A copy goes to the front of the list and is marked; if a
 //! second source offers another value for a copied option, nobody can say which is meant: an error.
 
+use std::collections::BTreeSet;
+
 use crate::error::{Error, Loc, Problem};
 use crate::model::{
-    Body, Common, Connection, DiskOptions, HostKind, MetaDisk, PeerVolume, ProxyOptions, Resource, Volume,
+    Body, Common, Connection, DiskOptions, Host, HostKind, MetaDisk, PeerVolume, ProxyOptions, Resource,
+    Volume,
 };
 use crate::options::OptionList;
 
@@ -82,7 +85,7 @@ pub(crate) fn expand(
     }
     for wide in std::mem::take(&mut body.volumes) {
         for host in &mut body.hosts {
-            for volume in host.volumes.iter_mut().filter(|volume| volume.vnr == wide.vnr) {
+            if let Some(volume) = host.volume_mut(wide.vnr) {
                 inherit.disk(&mut volume.options, &wide.options);
             }
         }
@@ -104,7 +107,7 @@ pub(crate) fn expand(
         for index in &hosts {
             let Some(host) = body.hosts.get(*index) else { continue };
             for volume in &connection.volumes {
-                if host.volumes.iter().all(|own| own.vnr != volume.vnr) {
+                if host.volume(volume.vnr).is_none() {
                     inherit.problems.push(Problem::UnknownVolume {
                         at: connection.at.resolved(),
                         resource: resource.name.clone(),
@@ -114,21 +117,17 @@ pub(crate) fn expand(
                 }
             }
         }
-        for index in &hosts {
-            for volume in body.hosts.get(*index).map(|host| host.volumes.as_slice()).unwrap_or_default() {
-                if connection.volumes.iter().all(|peer| peer.vnr != volume.vnr) {
-                    connection.volumes.push(PeerVolume { vnr: volume.vnr, options: OptionList::default() });
-                }
+        let mut known: BTreeSet<u32> = connection.volumes.iter().map(|volume| volume.vnr).collect();
+        let ends: Vec<&Host> = hosts.iter().filter_map(|index| body.hosts.get(*index)).collect();
+        for volume in ends.iter().flat_map(|host| &host.volumes) {
+            if known.insert(volume.vnr) {
+                connection.volumes.push(PeerVolume { vnr: volume.vnr, options: OptionList::default() });
             }
         }
         for peer in &mut connection.volumes {
             inherit.list(&mut peer.options, &connection.disk);
-            for index in &hosts {
-                for volume in body.hosts.get(*index).map(|host| host.volumes.as_slice()).unwrap_or_default() {
-                    if volume.vnr == peer.vnr {
-                        inherit.list(&mut peer.options, &volume.options.peer_device);
-                    }
-                }
+            for volume in ends.iter().filter_map(|host| host.volume(peer.vnr)) {
+                inherit.list(&mut peer.options, &volume.options.peer_device);
             }
         }
     }

@@ -32,24 +32,39 @@ pub use parse::ModuleVersion;
 pub use source::{FileSource, MemorySource, Source};
 pub use view::{HostIdentity, HostView};
 
+/// The version of kernel module whose behaviour the bundled engine has.
+pub const BUNDLED_ENGINE: ModuleVersion = ModuleVersion(9, 3, 0);
+
+/// Names a configuration file may have, the preferred one first (spec/drbd-conf.md §1).
+pub const DEFAULT_FILES: &[&str] =
+    &["drbd-90.conf", "drbd-84.conf", "drbd-83.conf", "drbd-82.conf", "drbd-08.conf", "drbd.conf"];
+
+/// The configuration file in a folder such as `/etc`: the first readable of [`DEFAULT_FILES`].
+#[must_use]
+pub fn default_file(folder: &str, source: &dyn Source) -> Option<String> {
+    DEFAULT_FILES.iter().map(|name| format!("{folder}/{name}")).find(|path| source.read(path).is_ok())
+}
+
 /// How to load a configuration.
 #[derive(Debug, Clone, Default)]
 pub struct LoadOptions<'a> {
     /// Further files, parsed after the main one (`drbdadm -t`).
     pub more: &'a [&'a str],
+    /// Files that count as read already, so that includes skip them (`drbdadm -E`).
+    pub already_read: &'a [&'a str],
     /// What `require-drbd-module-version-*` compares with. Without it such a statement is an error.
     pub module_version: Option<ModuleVersion>,
 }
 
 impl Config {
     /// Reads and checks `path` (`-` is standard input) and everything it includes.
-    /// `require-drbd-module-version-*` statements compare with the newest 9.2 release, the behaviour the
-    /// bundled engine has; use [`Config::load_with`] for the version of a kernel module.
+    /// `require-drbd-module-version-*` statements compare with [`BUNDLED_ENGINE`]; use
+    /// [`Config::load_with`] for the version of a kernel module.
     ///
     /// # Errors
     /// Everything that is wrong, see [`Problem`].
     pub fn load(path: &str, source: &dyn Source) -> Result<Self, Error> {
-        let options = LoadOptions { module_version: Some(ModuleVersion(9, 2, 99)), ..LoadOptions::default() };
+        let options = LoadOptions { module_version: Some(BUNDLED_ENGINE), ..LoadOptions::default() };
         Self::load_with(path, source, &options)
     }
 
@@ -58,7 +73,7 @@ impl Config {
     /// # Errors
     /// Everything that is wrong, see [`Problem`].
     pub fn load_with(path: &str, source: &dyn Source, options: &LoadOptions<'_>) -> Result<Self, Error> {
-        check::finish(parse::Parser::run(source, path, options.more, options.module_version)?)
+        check::finish(parse::Parser::run(source, path, options)?)
     }
 
     /// What every command but a plain dump needs: each resource can be expanded, and no two of its host
@@ -90,7 +105,7 @@ impl Config {
     /// Syntax errors and bad values.
     pub fn parse_running(text: &str) -> Result<Vec<Resource>, Error> {
         let source = MemorySource::new().with("drbdsetup show", text);
-        let out = parse::Parser::run(&source, "drbdsetup show", &[], None)?;
+        let out = parse::Parser::run(&source, "drbdsetup show", &LoadOptions::default())?;
         Error::check(out.problems)?;
         Ok(out.resources)
     }

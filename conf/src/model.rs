@@ -15,6 +15,10 @@ pub const HOSTS_MAX: usize = 64;
 pub const RESOURCES_MAX: usize = 16_384;
 /// Most volumes in one list.
 pub const VOLUMES_MAX: usize = 4096;
+/// Most connections of one resource, those made of meshes included.
+pub const CONNECTIONS_MAX: usize = 4096;
+/// Most settings in one list of options.
+pub const SETTINGS_MAX: usize = 256;
 
 /// A loaded, checked configuration.
 #[derive(Debug, Clone)]
@@ -299,6 +303,18 @@ impl Host {
             HostKind::Stacked { hosts, .. } => hosts.clone(),
             HostKind::This => vec!["_this_host".to_owned()],
         }
+    }
+
+    /// A volume by number; volumes are sorted.
+    #[must_use]
+    pub fn volume(&self, vnr: u32) -> Option<&Volume> {
+        let index = self.volumes.binary_search_by_key(&vnr, |volume| volume.vnr).ok()?;
+        self.volumes.get(index)
+    }
+
+    pub(crate) fn volume_mut(&mut self, vnr: u32) -> Option<&mut Volume> {
+        let index = self.volumes.binary_search_by_key(&vnr, |volume| volume.vnr).ok()?;
+        self.volumes.get_mut(index)
     }
 
     /// All names joined with `sep`.

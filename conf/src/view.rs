@@ -402,7 +402,7 @@ impl Resource {
             .volumes
             .iter()
             .map(|volume| {
-                let theirs = peer.volumes.iter().find(|theirs| theirs.vnr == volume.vnr);
+                let theirs = peer.volume(volume.vnr);
                 let diskless = !stacked && theirs.is_none_or(Volume::is_diskless);
                 let mut options = volume.options.deduplicated();
                 let mut append = |name: &str| {

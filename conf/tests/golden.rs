@@ -82,7 +82,8 @@ fn run(case: &Case, node: &str, args: &[&str]) -> Outcome {
         }
     }
     let host = HostIdentity::from(node);
-    let options = LoadOptions { more: &more, module_version: Some(ModuleVersion(9, 2, 0)) };
+    let options =
+        LoadOptions { more: &more, module_version: Some(ModuleVersion(9, 2, 0)), ..LoadOptions::default() };
     let mut outcome = Outcome::default();
     let result = Config::load_with(file, &source, &options).and_then(|config| {
         for notice in &config.notices {

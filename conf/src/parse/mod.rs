@@ -50,6 +50,8 @@ pub(crate) struct Parser<'a> {
     line: u32,
     /// A secret was the last option value: what follows may be part of it.
     after_secret: bool,
+    /// Settings in the section that is being read.
+    settings: usize,
     files_read: BTreeSet<String>,
     seen: HashMap<(&'static str, String), Loc>,
     out: Output,
@@ -70,12 +72,11 @@ pub(crate) fn open(source: &dyn Source, path: &str) -> Result<Vec<u8>, Problem> 
 }
 
 impl<'a> Parser<'a> {
-    /// Parses `path` and what it includes. `more` are parsed afterwards.
+    /// Parses `path`, what it includes, and the further files of `options`.
     pub fn run(
         source: &'a dyn Source,
         path: &str,
-        more: &[&str],
-        version: Option<ModuleVersion>,
+        options: &crate::LoadOptions<'_>,
     ) -> Result<Output, Error> {
         let text = open(source, path)?;
         let file = Arc::new(if path == "-" {
@@ -85,11 +86,12 @@ impl<'a> Parser<'a> {
         });
         let mut parser = Parser {
             source,
-            version,
+            version: options.module_version,
             lexer: Lexer::new(Arc::clone(&file), text),
             peeked: None,
             line: 1,
             after_secret: false,
+            settings: 0,
             files_read: BTreeSet::from([file.canonical.clone()]),
             seen: HashMap::new(),
             out: Output {
@@ -102,7 +104,8 @@ impl<'a> Parser<'a> {
             },
         };
         let mut result = parser.file(0);
-        for path in more {
+        parser.files_read.extend(options.already_read.iter().map(|path| source.canonical(path)));
+        for path in options.more {
             if result.is_ok() {
                 let text = open(source, path)?;
                 result = parser.nested(path, text, |parser| parser.file(0));

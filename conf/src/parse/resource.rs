@@ -8,8 +8,8 @@ use super::{Parsed, Parser, open};
 use crate::error::{Loc, Notice, Problem, Shown};
 use crate::lexer::{Kind, Token};
 use crate::model::{
-    Body, Common, Connection, DiskOptions, HOSTS_MAX, Host, HostKind, MetaDisk, ProxyOptions, Resource,
-    VOLUMES_MAX, Volume,
+    Body, CONNECTIONS_MAX, Common, Connection, DiskOptions, HOSTS_MAX, Host, HostKind, MetaDisk,
+    ProxyOptions, Resource, VOLUMES_MAX, Volume,
 };
 use crate::options::{Class, OptionList, SetOption, find_in};
 
@@ -105,12 +105,12 @@ impl Parser<'_> {
                 "connection" => {
                     let connection = self.connection()?;
                     body.connections.push(connection);
-                    self.at_most(body.connections.len(), VOLUMES_MAX, "connections")?;
+                    self.at_most(body.connections.len(), CONNECTIONS_MAX, "connections")?;
                 }
                 "connection-mesh" => {
                     let mesh = self.mesh()?;
                     body.meshes.push(mesh);
-                    self.at_most(body.meshes.len(), VOLUMES_MAX, "meshes")?;
+                    self.at_most(body.meshes.len(), CONNECTIONS_MAX, "meshes")?;
                 }
                 "template-file" => {
                     let (file, common) = self.template_file()?;

@@ -3,7 +3,7 @@
 use super::{Parsed, Parser};
 use crate::error::{Problem, Shown};
 use crate::lexer::{Kind, Token};
-use crate::model::{Body, DiskOptions, ProxyOptions};
+use crate::model::{Body, DiskOptions, ProxyOptions, SETTINGS_MAX};
 use crate::options::{self, Class, OptionList, OptionSpec, SetOption};
 
 /// Where a `disk { }` is decides what it may hold (spec/drbd-conf.md §8).
@@ -38,9 +38,16 @@ fn names(class: Class) -> String {
 }
 
 impl Parser<'_> {
+    fn open_section(&mut self) -> Parsed<()> {
+        self.settings = 0;
+        self.punct(b'{')
+    }
+
     /// The value of an option and the semicolon.
     fn option(&mut self, found: &Found) -> Parsed<SetOption> {
         let spec = found.spec;
+        self.settings += 1;
+        self.at_most(self.settings, SETTINGS_MAX, "settings in one section")?;
         let secret = spec.is_secret();
         let token = self.next()?;
         if token.is(b';') {
@@ -82,7 +89,7 @@ impl Parser<'_> {
         expected: &dyn Fn() -> String,
         mut store: impl FnMut(SetOption),
     ) -> Parsed<()> {
-        self.punct(b'{')?;
+        self.open_section()?;
         loop {
             let token = self.next()?;
             if token.is(b'}') {
@@ -133,7 +140,7 @@ impl Parser<'_> {
             classes.push(Class::Net);
         }
         let fencing_only = |name: &str| level == DiskLevel::Resource && name == "fencing";
-        self.punct(b'{')?;
+        self.open_section()?;
         loop {
             let token = self.next()?;
             if token.is(b'}') {
@@ -165,7 +172,7 @@ impl Parser<'_> {
     }
 
     pub(super) fn startup_section(&mut self, body: &mut Body) -> Parsed<()> {
-        self.punct(b'{')?;
+        self.open_section()?;
         loop {
             let token = self.next()?;
             if token.is(b'}') {
@@ -202,7 +209,7 @@ impl Parser<'_> {
     /// 8.3's `syncer`: every option goes to the first list that knows it.
     pub(super) fn syncer_section(&mut self, body: &mut Body) -> Parsed<()> {
         const CLASSES: &[Class] = &[Class::Net, Class::Attach, Class::Resource, Class::PeerDevice];
-        self.punct(b'{')?;
+        self.open_section()?;
         loop {
             let token = self.next()?;
             if token.is(b'}') {
@@ -231,7 +238,7 @@ impl Parser<'_> {
 
     /// `{ NAME VALUE; ... plugin { words; ... } }`.
     pub(super) fn proxy_options(&mut self, proxy: &mut ProxyOptions) -> Parsed<()> {
-        self.punct(b'{')?;
+        self.open_section()?;
         loop {
             let token = self.next()?;
             if token.is(b'}') {
