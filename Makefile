@@ -59,9 +59,13 @@ lint:  ## formatting, clippy, scripts, licences and advisories
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 	shellcheck $$(git ls-files | xargs grep -lE '^#!/bin/(ba)?sh' --)
-	@if command -v cargo-deny >/dev/null; then $(CARGO) deny check; \
-	else echo 'lint: cargo-deny is not installed, deny.toml was not checked' \
-		'(cargo install --locked cargo-deny)'; fi
+	@if ! command -v cargo-deny >/dev/null; then \
+		echo 'lint: cargo-deny is not installed, deny.toml was not checked' \
+			'(cargo install --locked cargo-deny)'; \
+	else $(CARGO) deny check bans licenses sources && \
+		if $(CARGO) deny fetch db >/dev/null 2>&1; then $(CARGO) deny check advisories; \
+		else echo 'lint: the advisory database cannot be fetched, advisories were not checked'; fi; \
+	fi
 
 clean:  ## remove what was built
 	$(CARGO) clean
