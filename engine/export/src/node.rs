@@ -1,5 +1,6 @@
 //! The node `/dev/drbdN` and its links, and what all backends do around them.
 
+use crate::owner::owner_of;
 use crate::sys::{self, DevNumber};
 use crate::{DeviceError, DeviceParams, User, users};
 use std::fs;
@@ -30,19 +31,15 @@ pub(crate) struct Node {
 
 impl Node {
     /// Makes the node and its links; an old node of a device that is not in use by anybody else is
-    /// replaced (`may_replace` decides about its number).
-    pub fn create(
-        params: &DeviceParams,
-        dev: DevNumber,
-        may_replace: impl Fn(DevNumber) -> Result<(), String>,
-    ) -> Result<Self, DeviceError> {
+    /// replaced.
+    pub fn create(params: &DeviceParams, dev: DevNumber) -> Result<Self, DeviceError> {
         let node = Self { path: params.node(), links: params.links.clone(), dev };
-        node.check(may_replace)?;
+        node.check(params.minor)?;
         node.make()?;
         Ok(node)
     }
 
-    fn check(&self, may_replace: impl Fn(DevNumber) -> Result<(), String>) -> Result<(), DeviceError> {
+    fn check(&self, minor: u32) -> Result<(), DeviceError> {
         let foreign = |owner: String| DeviceError::Foreign { node: self.path.clone(), owner };
         match fs::symlink_metadata(&self.path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -52,7 +49,7 @@ impl Node {
             // A dead engine's node; the kernel gave us the number it had.
             Ok(found) if found.file_type().is_block_device() && sys::dev_number(&found) == self.dev => Ok(()),
             Ok(found) if found.file_type().is_block_device() => {
-                may_replace(sys::dev_number(&found)).map_err(foreign)
+                may_replace(sys::dev_number(&found), minor).map_err(foreign)
             }
             Ok(found) if found.file_type().is_symlink() => {
                 Err(foreign("there is a symbolic link of that name".into()))
@@ -168,6 +165,27 @@ impl Node {
             std::thread::sleep(Duration::from_millis(10));
         }
         Ok(())
+    }
+}
+
+/// Whether an existing node with this number, found under the name of this minor, may go.
+fn may_replace(dev: DevNumber, minor: u32) -> Result<(), String> {
+    const MAJOR_LOOP: u32 = 7;
+    const MAJOR_NBD: u32 = 43;
+    const MAJOR_DRBD: u32 = 147;
+    let sys = PathBuf::from(format!("/sys/dev/block/{dev}"));
+    let read = |name: &str| fs::read_to_string(sys.join(name)).ok();
+    let carries = match dev.major {
+        MAJOR_LOOP => read("loop/backing_file"),
+        MAJOR_NBD => read("pid").map(|_| read("backend").unwrap_or_else(|| "a network".into())),
+        MAJOR_DRBD => return Err("it is a device of the kernel's DRBD".into()),
+        major => return Err(format!("it is a block device of another driver (major {major})")),
+    };
+    let Some(carries) = carries else { return Ok(()) };
+    match owner_of(carries.trim_end().trim_start_matches('/'), minor) {
+        Some(owner) if owner.is_dead() => Ok(()),
+        Some(owner) => Err(format!("it is served by the engine with PID {}", owner.pid())),
+        None => Err(format!("it is a device over {}", carries.trim_end())),
     }
 }
 

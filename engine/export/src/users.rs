@@ -118,67 +118,7 @@ fn is_swap(dev: DevNumber) -> bool {
         .any(|path| device_at(&unescape(path)) == Some(dev))
 }
 
-/// A process named so that it is recognised after its death, even if its number is used again:
-/// PID namespace, PID and start time. It is part of the names of kernel objects we create.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Owner {
-    namespace: u64,
-    pid: u32,
-    started: u64,
-}
-
-impl Owner {
-    /// This process.
-    pub fn current() -> io::Result<Self> {
-        let pid = std::process::id();
-        let started = started(pid).ok_or_else(|| io::Error::other("/proc/self/stat is not readable"))?.0;
-        Ok(Self { namespace: namespace()?, pid, started })
-    }
-
-    pub fn pid(self) -> u32 {
-        self.pid
-    }
-
-    /// The text form, `namespace.pid.started`.
-    pub fn tag(self) -> String {
-        format!("{}.{}.{}", self.namespace, self.pid, self.started)
-    }
-
-    pub fn parse(tag: &str) -> Option<Self> {
-        let mut parts = tag.split('.');
-        let owner = Self {
-            namespace: parts.next()?.parse().ok()?,
-            pid: parts.next()?.parse().ok()?,
-            started: parts.next()?.parse().ok()?,
-        };
-        parts.next().is_none().then_some(owner)
-    }
-
-    /// Certainly dead. A process of another PID namespace is beyond our sight: not certain.
-    pub fn is_dead(self) -> bool {
-        namespace().is_ok_and(|ours| ours == self.namespace)
-            && started(self.pid).is_none_or(|(at, alive)| at != self.started || !alive)
-    }
-}
-
-fn namespace() -> io::Result<u64> {
-    let link = fs::read_link("/proc/self/ns/pid")?;
-    let text = link.to_string_lossy();
-    let number = text.trim_start_matches("pid:[").trim_end_matches(']').parse();
-    number.map_err(|_| io::Error::other(format!("/proc/self/ns/pid is {text}")))
-}
-
-/// Start time of a process in clock ticks since boot, and whether it still runs.
-fn started(pid: u32) -> Option<(u64, bool)> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name, in parentheses, may contain anything: fields count from its end.
-    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
-    let alive = !matches!(*fields.first()?, "Z" | "X");
-    Some((fields.get(19)?.parse().ok()?, alive))
-}
-
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
@@ -186,26 +126,5 @@ mod tests {
     fn escapes_of_mountinfo() {
         assert_eq!(unescape(r"/mnt/a\040b\134c"), PathBuf::from(r"/mnt/a b\c"));
         assert_eq!(unescape(r"/mnt/\9x\04"), PathBuf::from(r"/mnt/\9x\04"));
-    }
-
-    #[test]
-    fn owners_live_and_die() {
-        let me = Owner::current().unwrap();
-        assert_eq!(Owner::parse(&me.tag()), Some(me));
-        assert!(!me.is_dead());
-        assert!(Owner { started: me.started + 1, ..me }.is_dead(), "the number was used again");
-        assert!(!Owner { namespace: me.namespace + 1, pid: 1, started: 0 }.is_dead(), "not ours to judge");
-        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
-        let (at, alive) = started(child.id()).unwrap();
-        let owner = Owner { pid: child.id(), started: at, ..me };
-        assert!(alive && !owner.is_dead());
-        child.kill().unwrap();
-        while !owner.is_dead() {
-            std::thread::sleep(std::time::Duration::from_millis(5));
-        }
-        child.wait().unwrap();
-        assert!(owner.is_dead());
-        assert_eq!(Owner::parse("1.2"), None);
-        assert_eq!(Owner::parse("1.2.3.4"), None);
     }
 }

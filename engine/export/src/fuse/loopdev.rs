@@ -4,8 +4,8 @@
 
 use crate::DeviceError;
 use crate::node::system;
+use crate::owner::{self, Owner};
 use crate::sys::{self, DevNumber};
-use crate::users::Owner;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
@@ -76,16 +76,6 @@ impl Info {
             init: [0; 2],
         }
     }
-}
-
-/// The name of our file for a minor: it shows in `/sys/block/loopN/loop/backing_file` whose loop
-/// device it is, even after the death of the process.
-pub(super) fn file_name(minor: u32, owner: Owner) -> String {
-    format!("{}{}", file_prefix(minor), owner.tag())
-}
-
-fn file_prefix(minor: u32) -> String {
-    format!("palisade-drbd{minor}.")
 }
 
 /// One loop device.
@@ -197,14 +187,13 @@ fn backing_name(number: u32) -> Option<String> {
 
 /// Loop devices of Palisade for one minor, with their owners.
 fn of_minor(minor: u32) -> Vec<(u32, Owner)> {
-    let prefix = file_prefix(minor);
     fs::read_dir("/sys/block")
         .into_iter()
         .flatten()
         .flatten()
         .filter_map(|entry| {
             let number: u32 = entry.file_name().to_str()?.strip_prefix("loop")?.parse().ok()?;
-            let owner = Owner::parse(backing_name(number)?.strip_prefix(&prefix)?)?;
+            let owner = owner::owner_of(&backing_name(number)?, minor)?;
             Some((number, owner))
         })
         .collect()
@@ -221,29 +210,5 @@ pub(super) fn clean_up(minor: u32, scratch: &Path) {
                 tracing::warn!(number, minor, pid = owner.pid(), %error, "A loop device of a dead engine stays.");
             }
         }
-    }
-}
-
-/// Whether an existing node with this number may be replaced by ours.
-pub(super) fn may_replace(dev: DevNumber, minor: u32) -> Result<(), String> {
-    const MAJOR_LOOP: u32 = 7;
-    const MAJOR_NBD: u32 = 43;
-    match dev.major {
-        MAJOR_LOOP => {
-            let name = fs::read_link(format!("/sys/dev/block/{dev}"))
-                .ok()
-                .and_then(|link| link.file_name()?.to_str()?.strip_prefix("loop")?.parse::<u32>().ok())
-                .and_then(backing_name);
-            let owner = name.as_deref().and_then(|n| Owner::parse(n.strip_prefix(&file_prefix(minor))?));
-            match (name, owner) {
-                (None, _) => Ok(()),
-                (_, Some(owner)) if owner.is_dead() => Ok(()),
-                (_, Some(owner)) => Err(format!("it is served by the engine with PID {}", owner.pid())),
-                (Some(name), None) => Err(format!("it is a loop device over {name}")),
-            }
-        }
-        MAJOR_NBD => Ok(()),
-        147 => Err("it is a device of the kernel's DRBD".into()),
-        major => Err(format!("it is a block device of another driver (major {major})")),
     }
 }

@@ -24,6 +24,7 @@ pub mod proto;
 mod session;
 mod transmit;
 
+pub(crate) use negotiate::transmission_flags;
 pub use session::{Close, Export, InputBuf, Limits, Session};
 
 /// Name of the metadata context with holes and zeroes.

@@ -299,6 +299,18 @@ impl Session {
         }
     }
 
+    /// Answers everything that is unanswered with an error.
+    pub fn fail_all(&mut self, errno: Errno) {
+        self.requests.clear();
+        let unanswered: Vec<u64> = self.pending.keys().copied().collect();
+        for id in unanswered {
+            if let Some(pending) = self.pending.remove(&id) {
+                self.pending_bytes -= pending.bytes;
+                self.put_reply(&pending, Reply::Error(errno));
+            }
+        }
+    }
+
     /// Why no more input is taken, if that is so.
     #[must_use]
     pub fn closed(&self) -> Option<Close> {

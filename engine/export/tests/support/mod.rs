@@ -238,8 +238,12 @@ impl Engine {
         self.outcomes.recv_timeout(Duration::from_secs(20)).expect("the device answers in time")
     }
 
-    pub fn attach(&self, params: &DeviceParams) -> Result<(), DeviceError> {
+    pub fn begin_attach(&self, params: &DeviceParams) {
         self.orders.send(Order::Attach(params.clone())).unwrap();
+    }
+
+    pub fn attach(&self, params: &DeviceParams) -> Result<(), DeviceError> {
+        self.begin_attach(params);
         let Outcome::Attached(result) = self.outcome() else { panic!("not about attach") };
         result
     }

@@ -1,13 +1,13 @@
-//! `/dev/drbdN` through FUSE and a loop device, with real file systems on it. Needs root, `/dev/fuse`
-//! and `/dev/loop-control`.
+//! `/dev/drbdN` with real file systems on it. Needs root, and `/dev/fuse` and `/dev/loop-control`; with
+//! `PALISADE_TEST_BACKEND=nbd`, a kernel with its NBD client instead.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 mod support;
 
-use palisade_export::{BufferPool, DeviceError, DeviceParams, FuseLoop, User};
+use palisade_export::{BackendKind, BufferPool, DeviceError, DeviceParams, User, open_device};
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -15,24 +15,35 @@ use support::{Engine, MemDisk, eventually, exists, minor, run, scratch, suite, t
 
 const SIZE: usize = 32 << 20;
 
+fn kind() -> BackendKind {
+    match std::env::var("PALISADE_TEST_BACKEND").as_deref() {
+        Ok("nbd") => BackendKind::KernelNbd,
+        _ => BackendKind::FuseLoop,
+    }
+}
+
 fn engine(disk: &Arc<MemDisk>) -> Engine {
-    let device = FuseLoop::new(BufferPool::new(16 << 20)).unwrap();
-    Engine::start(Box::new(device), Arc::clone(disk))
+    let device = open_device(kind(), BufferPool::new(16 << 20)).unwrap();
+    Engine::start(device, Arc::clone(disk))
 }
 
 fn params(dir: &Path, test: u32) -> DeviceParams {
     DeviceParams { dev_dir: dir.into(), ..DeviceParams::new(minor(test), SIZE as u64) }
 }
 
-/// Loop devices of one minor.
-fn loops(minor: u32) -> Vec<PathBuf> {
-    let name = format!("/palisade-drbd{minor}.");
+/// Kernel devices that serve, or have served, one minor.
+fn carriers(minor: u32) -> Vec<String> {
+    let name = format!("palisade-drbd{minor}.");
+    let serves = |path: &Path| {
+        let read = |file| fs::read_to_string(path.join(file)).unwrap_or_default();
+        read("loop/backing_file").starts_with(&format!("/{name}"))
+            || (path.join("pid").exists() && read("backend").starts_with(&name))
+    };
     fs::read_dir("/sys/block")
         .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .filter(|path| {
-            fs::read_to_string(path.join("loop/backing_file")).is_ok_and(|file| file.starts_with(&name))
-        })
+        .map(|entry| entry.unwrap())
+        .filter(|entry| serves(&entry.path()))
+        .map(|entry| entry.file_name().into_string().unwrap())
         .collect()
 }
 
@@ -66,7 +77,7 @@ fn the_suite_over_a_device() {
             assert_eq!(disk.bytes(4096, 2 << 20), vec![7; 2 << 20]);
         }
         engine.detach(false).unwrap();
-        assert!(!exists(&node) && !exists(&link) && loops(params.minor).is_empty());
+        assert!(!exists(&node) && !exists(&link) && carriers(params.minor).is_empty());
     }
 }
 
@@ -110,7 +121,7 @@ fn a_mounted_device_stays_and_names_its_users() {
     run("sh", &["-c", &write]);
     engine.detach(false).unwrap();
     assert_eq!(disk.bytes(4096 * 1000, 4), b"tail");
-    assert!(!exists(&node) && loops(params.minor).is_empty());
+    assert!(!exists(&node) && carriers(params.minor).is_empty());
 
     // And it can come back.
     engine.attach(&params).unwrap();
@@ -175,7 +186,7 @@ fn force_fails_what_waits() {
     assert!(!exists(&params.node()));
     assert!(reader.read_at(&mut [0; 4096], 0).is_err(), "later requests fail too");
     drop(reader);
-    eventually("the release of the loop device", || loops(params.minor).is_empty());
+    eventually("the release of the device", || carriers(params.minor).is_empty());
 
     // An unforced detach that waits for an engine that never answers can be overtaken.
     engine.frozen.store(false, Ordering::Relaxed);
@@ -186,7 +197,7 @@ fn force_fails_what_waits() {
     engine.begin_detach(false);
     std::thread::sleep(std::time::Duration::from_millis(300));
     engine.detach(true).unwrap();
-    eventually("the release of the loop device", || loops(params.minor).is_empty());
+    eventually("the release of the device", || carriers(params.minor).is_empty());
 }
 
 #[test]
@@ -198,11 +209,12 @@ fn what_is_not_ours_stays() {
     let error = engine.attach(&params).unwrap_err();
     assert!(matches!(error, DeviceError::Foreign { .. }), "{error}");
     assert_eq!(fs::read_to_string(params.node()).unwrap(), "precious");
-    assert!(loops(params.minor).is_empty());
+    assert!(carriers(params.minor).is_empty());
     fs::remove_file(params.node()).unwrap();
     run("mknod", &[text(&params.node()), "b", "147", "5"]);
     let error = engine.attach(&params).unwrap_err().to_string();
     assert!(error.contains("kernel's DRBD"), "{error}");
+    assert!(carriers(params.minor).is_empty());
     fs::remove_file(params.node()).unwrap();
 
     // A second engine for a minor that lives.
@@ -210,13 +222,16 @@ fn what_is_not_ours_stays() {
     let second = self::engine(&disk);
     let error = second.attach(&params).unwrap_err().to_string();
     assert!(error.contains(&format!("engine with PID {}", std::process::id())), "{error}");
-    assert_eq!(loops(params.minor).len(), 1);
+    assert_eq!(carriers(params.minor).len(), 1);
     run("qemu-io", &["-f", "raw", "-c", "write -P 5 0 4k", text(&params.node())]);
 
     // Released behind our back.
-    let number = loops(params.minor)[0].file_name().unwrap().to_str().unwrap().to_owned();
-    run("losetup", &["-d", &format!("/dev/{number}")]);
-    assert!(engine.lost().contains("released"));
+    let device = format!("/dev/{}", carriers(params.minor)[0]);
+    match kind() {
+        BackendKind::FuseLoop => run("losetup", &["-d", &device]),
+        BackendKind::KernelNbd => run("nbd-client", &["-d", &device]),
+    };
+    assert!(!engine.lost().is_empty());
     assert!(!exists(&params.node()));
     engine.attach(&params).unwrap();
     engine.detach(false).unwrap();
@@ -230,10 +245,47 @@ fn engine_process() {
     let disk = MemDisk::new(SIZE);
     let engine = engine(&disk);
     let params = DeviceParams { dev_dir: dir.into(), ..DeviceParams::new(number, SIZE as u64) };
-    engine.attach(&params).unwrap();
+    if std::env::var("PALISADE_TEST_FROZEN").is_ok() {
+        // The kernel flushes while it attaches, and gets no answer.
+        engine.frozen.store(true, Ordering::Relaxed);
+        engine.begin_attach(&params);
+        eventually("a request", || engine.together.load(Ordering::Relaxed) > 0);
+        fs::write(params.dev_dir.join("waiting"), "").unwrap();
+    } else {
+        engine.attach(&params).unwrap();
+    }
     loop {
         std::thread::park();
     }
+}
+
+fn engine_command(dir: &Path, minor: u32) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command
+        .args(["--exact", "engine_process"])
+        .env("PALISADE_TEST_ENGINE_DIR", dir)
+        .env("PALISADE_TEST_MINOR", minor.to_string())
+        .stdout(Stdio::null());
+    command
+}
+
+#[test]
+fn a_kill_ends_an_engine_whose_thread_waits_for_it() {
+    if kind() != BackendKind::FuseLoop {
+        // Only a loop device waits for the engine while it attaches.
+        return;
+    }
+    let dir = scratch();
+    let params = params(dir.path(), 7);
+    let mut process =
+        engine_command(dir.path(), params.minor).env("PALISADE_TEST_FROZEN", "1").spawn().unwrap();
+    eventually("a thread that waits in the kernel", || exists(&dir.path().join("waiting")));
+    process.kill().unwrap();
+    eventually("the end of the process", || process.try_wait().unwrap().is_some());
+    let engine = engine(&MemDisk::new(SIZE));
+    engine.attach(&params).unwrap();
+    engine.detach(false).unwrap();
+    assert!(carriers(params.minor).is_empty());
 }
 
 #[test]
@@ -243,15 +295,7 @@ fn after_a_kill_the_minor_is_free_again() {
     let node = params.node();
     let at = dir.path().join("mnt");
     fs::create_dir(&at).unwrap();
-    let start = || {
-        Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "engine_process"])
-            .env("PALISADE_TEST_ENGINE_DIR", dir.path())
-            .env("PALISADE_TEST_MINOR", params.minor.to_string())
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap()
-    };
+    let start = || engine_command(dir.path(), params.minor).spawn().unwrap();
     // Idle, then in use, with writes under way.
     for mounted in [false, true] {
         let mut process = start();
@@ -266,7 +310,7 @@ fn after_a_kill_the_minor_is_free_again() {
         process.kill().unwrap();
         process.wait().unwrap();
         assert!(exists(&node), "nobody cleaned up");
-        let stale = loops(params.minor);
+        let stale = carriers(params.minor);
         assert_eq!(stale.len(), 1);
 
         let disk = MemDisk::new(SIZE);
@@ -276,11 +320,11 @@ fn after_a_kill_the_minor_is_free_again() {
         assert_eq!(disk.bytes(0, 1), [3]);
         if mounted {
             // The dead device goes with its last user; it is not a user of the new one.
-            assert_eq!(loops(params.minor).len(), 2);
+            assert_eq!(carriers(params.minor).len(), 2);
             run("umount", &["-l", text(&at)]);
-            eventually("the release of the dead device", || loops(params.minor).len() == 1);
+            eventually("the release of the dead device", || carriers(params.minor).len() == 1);
         }
         engine.detach(false).unwrap();
-        assert!(loops(params.minor).is_empty());
+        assert!(carriers(params.minor).is_empty());
     }
 }
