@@ -207,3 +207,8 @@ pub fn resource_of_minor(minor: u32) -> Result<(String, u16), Failure> {
         Failure::new(refusal.exit_code(), refusal.render(&minor.to_string()))
     })
 }
+
+/// State of the own disk of a minor of ours.
+pub fn own_dstate(minor: u32) -> Result<String, Failure> {
+    Ok(query::dstate_of(minor)?.split('/').next().unwrap_or_default().to_owned())
+}
