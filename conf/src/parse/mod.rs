@@ -204,7 +204,8 @@ impl<'a> Parser<'a> {
 
     /// Strings up to `{`, at least one.
     fn names_before_brace(&mut self) -> Parsed<Vec<String>> {
-        let mut names = vec![self.string("TK_STRING")?];
+        let first = if self.peek()?.is(b'{') { "TK_STRING" } else { "TK_STRING | '{'" };
+        let mut names = vec![self.string(first)?];
         loop {
             let token = self.next()?;
             if token.is(b'{') {
@@ -326,15 +327,15 @@ impl<'a> Parser<'a> {
         Ok(())
     }
 
-    /// Swallows tokens up to the end of the next block.
+    /// Swallows tokens up to the end of the next block; a stray `}` before it has to be made up for.
     fn skip(&mut self) -> Parsed<()> {
         let start = self.here();
-        let mut depth = 0_usize;
+        let mut depth = 0_i64;
         loop {
             let token = self.next()?;
             match token.kind {
                 Kind::Punct(b'{') => depth += 1,
-                Kind::Punct(b'}') if depth <= 1 => return Ok(()),
+                Kind::Punct(b'}') if depth == 1 => return Ok(()),
                 Kind::Punct(b'}') => depth -= 1,
                 Kind::End => return Err(Box::new(Problem::SkipAtEof { at: start })),
                 _ => {}

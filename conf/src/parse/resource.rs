@@ -243,8 +243,8 @@ impl Parser<'_> {
             let at = self.here();
             match token.keyword() {
                 "node-id" => {
-                    self.once("node-id statement", format!("{key}:node-id"), &at)?;
                     let id = self.ranged("node-id", 0, 32)?;
+                    self.once("node-id statement", format!("{key}:node-id"), &at)?;
                     self.punct(b';')?;
                     // Descriptions of running resources carry ids of the same resource again.
                     if !matches!(host.kind, HostKind::This) {
@@ -362,28 +362,27 @@ impl Parser<'_> {
         };
         match token.keyword() {
             "device" => {
-                once(self, "device statement", "device")?;
-                self.device(volume)
+                self.device(volume)?;
+                once(self, "device statement", "device")
             }
             "disk" => {
-                once(self, "disk statement", "disk")?;
                 volume.disk = Some(self.string("TK_STRING | {")?);
-                self.punct(b';')
+                self.punct(b';')?;
+                once(self, "disk statement", "disk")
             }
             "meta-disk" => {
-                once(self, "meta-disk statement", "meta-disk")?;
                 volume.meta_disk = Some(self.meta_disk()?);
-                Ok(())
+                once(self, "meta-disk statement", "meta-disk")
             }
             _ => {
-                once(self, "meta-disk statement", "meta-disk")?;
                 let token = self.next()?;
                 volume.meta_disk = Some(if token.text == "internal" {
                     MetaDisk::Internal
                 } else {
                     MetaDisk::Flexible(self.name(token, "TK_STRING")?)
                 });
-                self.punct(b';')
+                self.punct(b';')?;
+                once(self, "meta-disk statement", "meta-disk")
             }
         }
     }
@@ -397,6 +396,11 @@ impl Parser<'_> {
             return self.punct(b';');
         }
         let name = self.name(token, "TK_STRING | minor")?;
+        let short = name.strip_prefix("/dev/").unwrap_or(&name);
+        let rest = short.strip_prefix("drbd");
+        if rest.is_none() {
+            self.out.problems.push(Problem::DeviceName { at: at.clone() });
+        }
         let explicit = {
             let token = self.next()?;
             match token.keyword() {
@@ -409,9 +413,7 @@ impl Parser<'_> {
                 _ => return self.expected("minor | ;", &token),
             }
         };
-        let short = name.strip_prefix("/dev/").unwrap_or(&name);
-        let Some(rest) = short.strip_prefix("drbd") else {
-            self.out.problems.push(Problem::DeviceName { at: at.clone() });
+        let Some(rest) = rest else {
             if explicit.is_none() {
                 self.out.problems.push(Problem::NoMinor { at });
             }
