@@ -244,7 +244,7 @@ impl<'a> Parser<'a> {
                     self.out.common = Some(Common { at, body });
                 }
                 "resource" => {
-                    let resource = self.resource(&at)?;
+                    let resource = self.resource()?;
                     self.out.resources.push(resource);
                     self.at_most(self.out.resources.len(), RESOURCES_MAX, "resources")?;
                 }

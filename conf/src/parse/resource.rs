@@ -25,7 +25,7 @@ struct Statements<'s> {
 }
 
 impl Parser<'_> {
-    pub(super) fn resource(&mut self, _keyword: &Loc) -> Parsed<Resource> {
+    pub(super) fn resource(&mut self) -> Parsed<Resource> {
         let name = self.string("TK_STRING")?;
         if name.is_empty() {
             return Err(Box::new(Problem::EmptyName));
