@@ -50,8 +50,10 @@ impl Inherit<'_> {
 
     fn proxy(&mut self, narrow: &mut ProxyOptions, wide: &ProxyOptions) {
         self.list(&mut narrow.options, &wide.options);
-        if narrow.plugins.is_empty() {
-            narrow.plugins.clone_from(&wide.plugins);
+        for line in &wide.plugins {
+            if !narrow.plugins.contains(line) {
+                narrow.plugins.insert(0, line.clone());
+            }
         }
     }
 

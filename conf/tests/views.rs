@@ -117,3 +117,22 @@ fn the_option_table_answers() {
     );
     assert_eq!(options::of(Class::Net).count(), 39);
 }
+
+/// Lines of `plugin { }` are inherited like options: missing ones go to the front.
+#[test]
+fn proxies_inherit_options_and_plugins() {
+    let config = load(
+        "common { proxy { plugin { c1; c2 x; } } }
+         resource x { device minor 1; disk /dev/x; proxy { memlimit 1; plugin { zlib level 6; lz4; } }
+             on a { node-id 0; address 127.0.0.1:1; proxy on a { inside 127.0.0.1:2; outside 1.1.1.1:9;
+                 options { plugin { own; lz4; } } } }
+             on b { node-id 1; address 127.0.0.1:1; proxy on b { inside 127.0.0.1:2; outside 1.1.1.2:9; } } }",
+    );
+    let view = config.resource("x").unwrap().view("a").unwrap();
+    let path = &view.peers[0].paths[0];
+    assert_eq!(path.peer.to_string(), "ipv4:127.0.0.1:2", "the local proxy is the target");
+    let own = path.own_proxy.as_ref().unwrap();
+    assert_eq!(own.options.options.value("memlimit"), Some("1"));
+    assert_eq!(own.options.plugins, ["zlib level 6", "c1", "c2 x", "own", "lz4"]);
+    assert_eq!(path.peer_proxy.as_ref().unwrap().options.plugins, ["lz4", "zlib level 6", "c1", "c2 x"]);
+}
