@@ -524,3 +524,13 @@ fn write_dev_uuid(job: &mut Job) -> Result<i32, Failure> {
     job.store(&layout, &superblock)?;
     Ok(0)
 }
+
+/// The device UUID that `read-dev-uuid` with these arguments would print.
+pub fn device_uuid(args: &[String]) -> Result<Option<u64>, Failure> {
+    let (Some(path), Some(kind)) = (args.get(2), args.get(3).and_then(|i| kind_of(i))) else {
+        return Ok(None);
+    };
+    let question = Question { force: false, quiet: true };
+    let device = Device::open(path, kind, true, true, question)?;
+    Ok(image::read_superblock(&device.file, kind, None).ok().map(|(sb, ..)| sb.device_uuid))
+}

@@ -12,6 +12,7 @@ use palisade_control::{ClientError, Command, Kernel, NESTED_ENV, Payload, Refusa
 
 use crate::cli::{Failure, Scanned, scan, suggestion};
 use crate::engines;
+pub use query::running;
 use verbs::{VERBS, Verb};
 
 /// Exit status for arguments that are not understood and for communication problems.

@@ -1,0 +1,175 @@
+//! `up`: everything a resource needs, in stages over all resources (`spec/cli.md` §4).
+
+use std::collections::BTreeSet;
+use std::rc::Rc;
+
+use palisade_conf::view::{HostView, PeerView, VolumeView};
+use palisade_control::Command;
+
+use super::exec::{Exec, Line};
+use super::objects::Target;
+use super::{EXIT_USAGE, Request, lines};
+use crate::cli::Failure;
+
+/// Order of the stages of `spec/cli.md` §4.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stage {
+    Resource,
+    ResourceOptions,
+    PrepareDisk,
+    NewMinor,
+    Disconnect,
+    DelPeer,
+    NewPeer,
+    NewPath,
+    NetOptions,
+    PeerDeviceOptions,
+    Attach,
+    Connect,
+}
+
+impl Stage {
+    /// Whether later commands of a resource make no sense after a failure here.
+    const fn is_needed(self) -> bool {
+        matches!(self, Self::Resource | Self::PrepareDisk | Self::NewMinor | Self::DelPeer | Self::NewPeer)
+    }
+}
+
+/// Something to do for a resource.
+pub enum Work {
+    Line(Line),
+    /// Several lines of which each needs the one before.
+    Chain(Vec<Line>),
+    /// The engine is told its handlers.
+    Handlers(Command),
+}
+
+/// Work of many resources, run stage by stage.
+#[derive(Default)]
+pub struct Queue {
+    work: Vec<(Stage, String, Work)>,
+}
+
+impl Queue {
+    pub fn push(&mut self, stage: Stage, resource: &str, work: Work) {
+        self.work.push((stage, resource.to_owned(), work));
+    }
+
+    pub fn line(&mut self, stage: Stage, resource: &str, line: Line) {
+        self.push(stage, resource, Work::Line(line));
+    }
+
+    /// Runs everything; stops after a stage with a failure.
+    pub fn run(mut self, exec: &Exec<'_>) -> i32 {
+        self.work.sort_by_key(|(stage, ..)| *stage);
+        let mut broken: BTreeSet<String> = BTreeSet::new();
+        let mut failed_in: Option<Stage> = None;
+        for (stage, resource, work) in &self.work {
+            if failed_in.is_some_and(|failed| failed < *stage) {
+                return EXIT_USAGE;
+            }
+            if broken.contains(resource) {
+                eprintln!("drbdadm: {} {resource}: skipped due to earlier error", work.verb());
+                continue;
+            }
+            if work.run(resource, exec) != 0 {
+                failed_in = Some(*stage);
+                if stage.is_needed() {
+                    broken.insert(resource.clone());
+                }
+            }
+        }
+        if failed_in.is_some() { EXIT_USAGE } else { 0 }
+    }
+}
+
+impl Work {
+    fn verb(&self) -> &str {
+        let line = match self {
+            Self::Line(line) => Some(line),
+            Self::Chain(lines) => lines.last(),
+            Self::Handlers(_) => None,
+        };
+        line.and_then(|l| l.args.first()).map_or("handlers", String::as_str)
+    }
+
+    fn run(&self, resource: &str, exec: &Exec<'_>) -> i32 {
+        match self {
+            Self::Line(line) => exec.run(resource, line),
+            Self::Chain(lines) => {
+                lines.iter().map(|line| exec.run(resource, line)).find(|code| *code != 0).unwrap_or(0)
+            }
+            Self::Handlers(command) => exec.tell_handlers(resource, command.clone()),
+        }
+    }
+}
+
+pub fn up(targets: &[Target], exec: &Exec<'_>, request: &Request) -> Result<i32, Failure> {
+    let mut queue = Queue::default();
+    let mut seen = BTreeSet::new();
+    for target in targets.iter().filter(|t| seen.insert(t.view.resource.clone())) {
+        everything(&mut queue, &target.view, request, Parts { disk: true, net: true });
+    }
+    Ok(queue.run(exec))
+}
+
+/// What of a resource is set up.
+#[derive(Debug, Clone, Copy)]
+pub struct Parts {
+    pub disk: bool,
+    pub net: bool,
+}
+
+/// All commands for a resource that does not run.
+pub fn everything(queue: &mut Queue, view: &Rc<HostView>, request: &Request, parts: Parts) {
+    let name = &view.resource;
+    queue.line(Stage::Resource, name, lines::new_resource(view));
+    let file = request.config_file.clone().unwrap_or_default();
+    queue.push(Stage::Resource, name, Work::Handlers(lines::handlers(view, &file)));
+    for volume in &view.volumes {
+        queue.line(Stage::NewMinor, name, lines::new_minor(view, volume));
+        if parts.disk && volume.disk.is_some() {
+            attach(queue, name, volume);
+        }
+    }
+    if parts.net {
+        for peer in &view.peers {
+            add_peer(queue, view, peer, request);
+        }
+    }
+}
+
+pub fn attach(queue: &mut Queue, resource: &str, volume: &VolumeView) {
+    queue.push(Stage::Attach, resource, Work::Chain(vec![lines::apply_al(volume), lines::attach(volume)]));
+}
+
+/// All commands for a connection that does not exist.
+pub fn add_peer(queue: &mut Queue, view: &HostView, peer: &PeerView, request: &Request) {
+    let name = &view.resource;
+    queue.line(Stage::NewPeer, name, lines::new_peer(view, peer));
+    for path in &peer.paths {
+        queue.line(Stage::NewPath, name, lines::path("new-path", view, peer, path));
+    }
+    for volume in peer.volumes.iter().filter(|v| !v.options.is_empty()) {
+        let line = lines::peer_device("peer-device-options", view, peer, volume.vnr);
+        queue.line(Stage::PeerDeviceOptions, name, line.with(lines::options(&volume.options)));
+    }
+    connect(queue, view, peer, request);
+}
+
+pub fn connect(queue: &mut Queue, view: &HostView, peer: &PeerView, request: &Request) {
+    let flags = ["discard-my-data", "tentative"].iter().filter(|f| request.scanned.is_set(f));
+    let line = lines::connection("connect", view, peer).with(flags.map(|f| format!("--{f}")));
+    queue.line(Stage::Connect, &view.resource, line);
+}
+
+/// Handlers run in another directory than this program.
+pub fn absolute(file: &str) -> String {
+    if file.is_empty() || file == "-" {
+        return file.to_owned();
+    }
+    std::path::absolute(file)
+        .ok()
+        .and_then(|p| p.to_str().map(str::to_owned))
+        .unwrap_or_else(|| file.to_owned())
+}

@@ -1,0 +1,133 @@
+//! Commands for scripts and handlers (`spec/cli.md` §7).
+
+use std::process::{Command as Process, Stdio};
+
+use super::exec::Exec;
+use super::objects::Target;
+use super::site::Site;
+use super::{EXIT_FATAL, Request, lines};
+use crate::cli::{Failure, command_line, print};
+
+pub fn nop(_: &Site, _: &Exec<'_>, _: &Request) -> Result<i32, Failure> {
+    Ok(0)
+}
+
+pub fn resources(site: &Site, _: &Exec<'_>, request: &Request) -> Result<i32, Failure> {
+    let mut names = Vec::new();
+    for resource in site.config.resources() {
+        if !resource.is_ignored(&site.host) && resource.is_stacked() == request.stacked {
+            names.push(resource.name.clone());
+        }
+    }
+    print(&names.iter().map(|n| format!("{n}\n")).collect::<String>());
+    Ok(0)
+}
+
+/// `minor_count=N`: configured, else the number of minors and three more, 32 to 255.
+pub fn mod_parms(site: &Site, _: &Exec<'_>, _: &Request) -> Result<i32, Failure> {
+    const SPARE: usize = 3;
+    let configured = site.config.global.as_ref().and_then(|g| g.options.value("minor-count"));
+    let count = configured.map_or_else(
+        || {
+            let mine = site.config.resources().iter().filter_map(|r| r.view_as(&site.host).ok());
+            let minors: usize = mine.map(|v| v.volumes.len()).sum();
+            (minors + SPARE).clamp(32, 255).to_string()
+        },
+        str::to_owned,
+    );
+    print(&format!("minor_count={count}\n"));
+    Ok(0)
+}
+
+pub fn resource(target: &Target, _: &Exec<'_>, _: &Request) -> Result<i32, Failure> {
+    print(&format!("{}\n", target.view.resource));
+    Ok(0)
+}
+
+/// Prints a word about each volume.
+fn about_volume(target: &Target, word: impl FnOnce(&palisade_conf::view::VolumeView) -> String) -> i32 {
+    if let Some(volume) = &target.volume {
+        print(&format!("{}\n", word(volume)));
+    }
+    0
+}
+
+pub fn dev(target: &Target, _: &Exec<'_>, _: &Request) -> Result<i32, Failure> {
+    Ok(about_volume(target, |v| v.device.clone()))
+}
+
+pub fn minor(target: &Target, _: &Exec<'_>, _: &Request) -> Result<i32, Failure> {
+    Ok(about_volume(target, |v| v.minor.to_string()))
+}
+
+pub fn ll_dev(target: &Target, _: &Exec<'_>, _: &Request) -> Result<i32, Failure> {
+    Ok(about_volume(target, |v| v.disk.clone().unwrap_or_else(|| "none".to_owned())))
+}
+
+pub fn md_dev(target: &Target, _: &Exec<'_>, _: &Request) -> Result<i32, Failure> {
+    Ok(about_volume(target, |v| lines::meta_device(v).0))
+}
+
+pub fn md_idx(target: &Target, _: &Exec<'_>, _: &Request) -> Result<i32, Failure> {
+    Ok(about_volume(target, |v| lines::meta_device(v).1))
+}
+
+pub fn ip(target: &Target, _: &Exec<'_>, _: &Request) -> Result<i32, Failure> {
+    if let Some(path) = &target.path {
+        print(&format!("{}\n", path.own.host));
+    }
+    Ok(0)
+}
+
+/// The links udev makes.
+pub fn udev(site: &Site, target: &Target) {
+    let Some(volume) = &target.volume else { return };
+    let always = site.config.global.as_ref().is_some_and(|g| g.is_set("udev-always-use-vnr"));
+    let name = &target.view.resource;
+    let link = if volume.implicit && !always {
+        format!("drbd/by-res/{name}")
+    } else {
+        format!("drbd/by-res/{name}/{}", volume.vnr)
+    };
+    let mut text = format!("DEVICE=drbd{}\nSYMLINK={link}\nSYMLINK_BY_RES={link}\n", volume.minor);
+    if let Some(disk) = &volume.disk {
+        let disk = disk.strip_prefix("/dev/").unwrap_or(disk);
+        text.push_str(&format!("SYMLINK_BY_DISK=drbd/by-disk/{disk}\n"));
+    }
+    print(&text);
+}
+
+/// A handler by name: runs its text as the engine would.
+pub fn handler(target: &Target, exec: &Exec<'_>, request: &Request) -> Result<i32, Failure> {
+    let view = &target.view;
+    let Some(text) = view.handlers.value(&request.verb) else { return Ok(0) };
+    if exec.dry_run() || request.verbose > 0 {
+        let words = ["/bin/sh".to_owned(), "-c".to_owned(), text.to_owned()];
+        exec.show(&view.resource, &command_line(&words));
+    }
+    if exec.dry_run() {
+        return Ok(0);
+    }
+    let volumes: Vec<_> =
+        view.volumes.iter().filter(|v| target.named_volume.is_none_or(|n| n == v.vnr)).collect();
+    let joined = |word: &dyn Fn(&palisade_conf::view::VolumeView) -> String| {
+        volumes.iter().map(|v| word(v)).collect::<Vec<_>>().join(" ")
+    };
+    let mut process = Process::new("/bin/sh");
+    process
+        .args(["-c", text])
+        .env("DRBD_CONF", request.config_file.as_deref().unwrap_or("/etc/drbd.conf"))
+        .env("DRBD_RESOURCE", &view.resource)
+        .env("DRBD_MINOR", joined(&|v| v.minor.to_string()))
+        .env("DRBD_VOLUME", joined(&|v| v.vnr.to_string()))
+        .env("DRBD_LL_DISK", joined(&|v| v.disk.clone().unwrap_or_else(|| "none".to_owned())))
+        .env("DRBD_MY_NODE_ID", view.node_id.to_string())
+        .env(format!("DRBD_NODE_ID_{}", view.node_id), view.host_names.join(" "));
+    for peer in &view.peers {
+        process.env(format!("DRBD_NODE_ID_{}", peer.node_id), peer.host_name());
+    }
+    match process.stdin(Stdio::inherit()).status() {
+        Ok(status) => Ok(status.code().unwrap_or(EXIT_FATAL)),
+        Err(e) => Err(Failure::new(EXIT_FATAL, format!("Cannot run /bin/sh: {e}."))),
+    }
+}
