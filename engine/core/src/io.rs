@@ -22,8 +22,9 @@
 use crate::config::{DiskConfig, NetConfig, PeerDeviceConfig, ResourceConfig};
 use crate::types::{NodeId, Time, VolumeNr};
 use bytes::Bytes;
-use palisade_metadata::{bitmap::Bitmap, Superblock};
+use palisade_metadata::{Bitmap, Layout, Superblock};
 use palisade_wire::Packet;
+pub use palisade_wire::Stream;
 
 /// Identifies an administrator's command; chosen by the caller, echoed in [`Output::AdminDone`].
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -40,15 +41,6 @@ pub struct IoId(pub u64);
 /// Identifies a handler run; chosen by the core, echoed in [`Input::HandlerDone`].
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct HandlerId(pub u64);
-
-/// One of the two TCP streams of a connection (`spec/wire-protocol.md` §2).
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub enum Stream {
-    /// Bulk data and most commands.
-    Data,
-    /// Pings, acknowledgements and other small answers.
-    Control,
-}
 
 /// Why an I/O failed, as far as the core cares.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -120,10 +112,8 @@ pub struct Backing {
     pub superblock: Superblock,
     /// The bitmap, all slots.
     pub bitmap: Bitmap,
-    /// Usable data sectors of the backing device by layout (before looking at any agreed size).
-    pub usable_sectors: u64,
-    /// Absolute byte position of the superblock on the metadata device.
-    pub md_offset: u64,
+    /// Where everything is; its `usable_sectors` bounds the data.
+    pub layout: Layout,
     /// Logical block size of the backing device, bytes.
     pub logical_block_size: u32,
     /// Physical block size, bytes.
