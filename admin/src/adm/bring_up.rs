@@ -144,6 +144,8 @@ pub fn attach(queue: &mut Queue, resource: &str, volume: &VolumeView) {
 }
 
 /// All commands for a connection that does not exist.
+///
+/// `adjust` resets the options it does not give, `up` has nothing to reset.
 pub fn add_peer(queue: &mut Queue, view: &HostView, peer: &PeerView, request: &Request) {
     let name = &view.resource;
     queue.line(Stage::NewPeer, name, lines::new_peer(view, peer));
@@ -151,7 +153,8 @@ pub fn add_peer(queue: &mut Queue, view: &HostView, peer: &PeerView, request: &R
         queue.line(Stage::NewPath, name, lines::path("new-path", view, peer, path));
     }
     for volume in peer.volumes.iter().filter(|v| !v.options.is_empty()) {
-        let line = lines::peer_device("peer-device-options", view, peer, volume.vnr);
+        let defaults = (request.verb == "adjust").then_some("--set-defaults");
+        let line = lines::peer_device("peer-device-options", view, peer, volume.vnr).with(defaults);
         queue.line(Stage::PeerDeviceOptions, name, line.with(lines::options(&volume.options)));
     }
     connect(queue, view, peer, request);

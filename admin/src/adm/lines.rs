@@ -9,11 +9,9 @@ use palisade_control::Command;
 
 use super::exec::Line;
 
-/// `--name=value` of configured options; the reference lists the last one first.
+/// `--name=value` of configured options.
 pub fn options(list: &OptionList) -> Vec<String> {
-    let mut out: Vec<String> = list.iter().map(|o| format!("--{}={}", o.name(), o.value())).collect();
-    out.reverse();
-    out
+    list.iter().map(|o| format!("--{}={}", o.name(), o.value())).collect()
 }
 
 /// Device and index of the metadata, in the words of `drbdmeta` or `drbdsetup`.

@@ -127,8 +127,9 @@ pub fn plain(target: &Target, exec: &Exec<'_>, request: &Request) -> Result<i32,
 }
 
 pub fn set_gi(target: &Target, exec: &Exec<'_>, request: &Request) -> Result<i32, Failure> {
-    let (Some(volume), Some(peer)) = (&target.volume, &target.peer) else { return Ok(0) };
-    let line = lines::drbdmeta_node(volume, peer.node_id, "set-gi")
+    let Some(volume) = &target.volume else { return Ok(0) };
+    let node_id = target.peer.as_ref().map_or(target.view.node_id, |p| p.node_id);
+    let line = lines::drbdmeta_node(volume, node_id, "set-gi")
         .with(request.words.clone())
         .with(request.extra.clone());
     Ok(exec.run(&target.view.resource, &line))

@@ -410,7 +410,8 @@ fn usage(verb: Option<&Verb>) -> String {
             }
         }
     }
-    text.push_str(&format!("\nVersion: {}\n", env!("CARGO_PKG_VERSION")));
+    let number = env!("CARGO_PKG_VERSION");
+    text.push_str(&format!("\nVersion: 9.22.0\npalisade {number}\n"));
     text
 }
 

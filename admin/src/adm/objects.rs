@@ -24,8 +24,6 @@ pub struct Target {
     pub path: Option<PathView>,
     /// The volume number that was named, if any.
     pub named_volume: Option<u32>,
-    /// The peer was named.
-    pub named_peer: bool,
 }
 
 /// An argument taken apart.
@@ -51,15 +49,12 @@ fn take_apart(text: &str) -> Object<'_> {
 pub fn resolve(verb: &Verb, site: &Site, request: &Request) -> Result<(Vec<Target>, i32), Failure> {
     let mut targets = Vec::new();
     let mut code = 0;
-    if request.stacked {
-        return Err(crate::setup::unsupported("stacked resources (-S)"));
-    }
     let all = [String::from("all")];
     let objects = if request.objects.is_empty() { &all[..] } else { &request.objects };
     check_repeated(verb, objects)?;
     for text in objects {
         let result = if text == "all" {
-            add_all(verb, site, &mut targets)
+            add_all(verb, site, request.stacked, &mut targets)
         } else {
             add_named(verb, site, text, &mut targets)
         };
@@ -67,7 +62,22 @@ pub fn resolve(verb: &Verb, site: &Site, request: &Request) -> Result<(Vec<Targe
             code = code.max(failure.report());
         }
     }
+    if NEED_EVERY_DISK.contains(&verb.name) && code == 0 && objects.iter().any(|o| o == "all") {
+        let mine = site.config.resources().iter().filter_map(|r| r.view_as(&site.host).ok());
+        if mine.flat_map(|view| view.volumes).any(|v| v.disk.is_none()) {
+            code = no_disk(verb).report();
+        }
+    }
     Ok((targets, code))
+}
+
+/// These complain about diskless volumes even when nobody named one.
+const NEED_EVERY_DISK: &[&str] = &["create-md", "sh-md-dev", "sh-md-idx"];
+
+fn no_disk(verb: &Verb) -> Failure {
+    let name = verb.name;
+    let text = format!("The {name} command requires a local disk, but the configuration gives none.");
+    Failure::new(EXIT_INVALID, text)
 }
 
 /// The same connection may not be named twice, directly or through its resource.
@@ -86,25 +96,35 @@ fn check_repeated(verb: &Verb, objects: &[String]) -> Result<(), Failure> {
     Ok(())
 }
 
-fn add_all(verb: &Verb, site: &Site, targets: &mut Vec<Target>) -> Result<(), Failure> {
+fn add_all(verb: &Verb, site: &Site, stacked: bool, targets: &mut Vec<Target>) -> Result<(), Failure> {
     let mut any = false;
     if site.config.resources().is_empty() {
         return Err(Failure::new(EXIT_USAGE, "no resources defined!"));
     }
     for resource in site.config.resources() {
-        if resource.is_ignored(&site.host) || resource.is_stacked() {
+        if resource.is_ignored(&site.host) {
             continue;
         }
-        any = true;
         let view = match resource.view_as(&site.host) {
             Ok(view) => Rc::new(view),
             Err(e) if matches!(e.problems(), [Problem::ProxyNode { .. }]) => continue,
             Err(e) => return Err(Failure::new(i32::from(e.exit_code()), e.to_string())),
         };
+        if view.stacked_on.is_some() != stacked {
+            continue;
+        }
+        any = true;
         add(verb, "all", &view, None, None, targets);
     }
     if any {
         return Ok(());
+    }
+    if stacked {
+        let host = &site.host.name;
+        return Err(Failure::new(
+            EXIT_USAGE,
+            format!("WARN: nothing stacked for this host ({host}), nothing to do in stacked mode!"),
+        ));
     }
     Err(Failure::new(
         EXIT_USAGE,
@@ -148,10 +168,7 @@ fn add_named(verb: &Verb, site: &Site, text: &str, targets: &mut Vec<Target>) ->
     add(verb, text, &view, object.volume, object.peer, targets);
     let wants_disk = matches!(verb.iterates, Iterates::Disk | Iterates::DiskAndPeer);
     if wants_disk && targets.len() == count && object.peer.is_none() {
-        return Err(Failure::new(
-            EXIT_INVALID,
-            format!("The {} command requires a local disk, but the configuration gives none.", verb.name),
-        ));
+        return Err(no_disk(verb));
     }
     Ok(())
 }
@@ -231,7 +248,6 @@ fn add(
         peer: None,
         path: None,
         named_volume: vnr,
-        named_peer: peer.is_some(),
     };
     let volumes = || view.volumes.iter().filter(|v| vnr.is_none_or(|n| n == v.vnr));
     let peers = || view.peers.iter().filter(|p| peer.is_none_or(|name| is_peer(p, name)));
@@ -264,6 +280,10 @@ fn add(
                         peer: Some(p.clone()),
                         ..base.clone()
                     });
+                }
+                // A host that is alone has its own entry only.
+                if view.peers.is_empty() {
+                    targets.push(Target { volume: Some(volume.clone()), ..base.clone() });
                 }
             }
         }

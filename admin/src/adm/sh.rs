@@ -89,7 +89,8 @@ pub fn udev(site: &Site, target: &Target) {
     } else {
         format!("drbd/by-res/{name}/{}", volume.vnr)
     };
-    let mut text = format!("DEVICE=drbd{}\nSYMLINK={link}\nSYMLINK_BY_RES={link}\n", volume.minor);
+    let device = volume.device.strip_prefix("/dev/").unwrap_or(&volume.device);
+    let mut text = format!("DEVICE={device}\nSYMLINK={link}\nSYMLINK_BY_RES={link}\n");
     if let Some(disk) = &volume.disk {
         let disk = disk.strip_prefix("/dev/").unwrap_or(disk);
         text.push_str(&format!("SYMLINK_BY_DISK=drbd/by-disk/{disk}\n"));

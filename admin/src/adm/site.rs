@@ -37,7 +37,11 @@ impl Site {
         }
         let host = host();
         if request.verb != "dump" {
-            config.check(&host).map_err(|e| Failure::new(i32::from(e.exit_code()), e.to_string()))?;
+            let invalid = |e: palisade_conf::Error| Failure::new(i32::from(e.exit_code()), e.to_string());
+            config.check(&host).map_err(invalid)?;
+            for resource in config.resources().iter().filter(|_| request.verb != "sh-nop") {
+                resource.command_checks(&host).map_err(invalid)?;
+            }
         }
         Ok(Self { config, host, file })
     }
