@@ -166,6 +166,8 @@ class Supervisor:
             if self.conf["disk_kind"] == "loop":
                 disk["device"], fd, created = labsys.loop_attach(path)
                 disk["path"] = f"/dev/vd{chr(ord('b') + index)}"
+                rdev = os.fstat(fd).st_rdev
+                disk["number"] = f"{os.major(rdev)}:{os.minor(rdev)}"
                 self.loop_fds.append(fd)
                 if created is not None:
                     self.loops_created.append(created)
@@ -287,9 +289,12 @@ class Supervisor:
         # Not all of it may freeze: what waits for a FUSE server of the node waits until below.
         node.cgroup.freeze(timeout=0.5)
         self.unplug_cables(node)
-        mounts = labsys.NodeMounts({node.pid, *node.cgroup.pids()})
-        own_loops = labsys.loop_nodes(f"/proc/{node.pid}/root/dev")
-        dropped = mounts.drop_dirty()
+        numbers = {disk["number"] for disk in node.disks if "number" in disk}
+        loops = {index: sequence for index, sequence
+                 in labsys.loop_nodes(f"/proc/{node.pid}/root/dev").items()
+                 if f"{labsys.LOOP_MAJOR}:{index}" not in numbers}
+        labsys.abort_fuse_servers(node.cgroup.pids())
+        dropped = labsys.drop_dirty_filesystems(node.pid, numbers)
         if dropped:
             self.event(f"{node.name}: lost unwritten data of {' '.join(dropped)}")
         node.cgroup.kill()
@@ -298,7 +303,7 @@ class Supervisor:
         except ProcessLookupError:
             pass
         self.reap(node)
-        labsys.loop_detach_orphans(own_loops, mounts.fuse_numbers())
+        labsys.loop_detach_leftovers(loops)
 
     def reap(self, node):
         """Collect the dead first process of a node."""

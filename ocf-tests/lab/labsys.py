@@ -44,7 +44,6 @@ MACHINE_CAPABILITIES = {"sys_module": 16, "sys_time": 25, "syslog": 34,
 LOOP_MAJOR = 7
 LOOP_CONFIGURE = 0x4C0A
 LOOP_CLR_FD = 0x4C01
-LOOP_GET_STATUS64 = 0x4C05
 LOOP_CTL_REMOVE = 0x4C81
 LOOP_CTL_GET_FREE = 0x4C82
 LO_FLAGS_AUTOCLEAR = 4
@@ -200,8 +199,8 @@ def loop_remove(index):
 
 
 def loop_nodes(directory):
-    """The numbers of the loop devices that have a device node below a directory."""
-    found = set()
+    """{index: what is attached} of the loop devices with a device node below a directory."""
+    found = {}
     for parent, _, names in os.walk(directory):
         for name in names:
             try:
@@ -209,27 +208,33 @@ def loop_nodes(directory):
             except OSError:
                 continue
             if stat.S_ISBLK(status.st_mode) and os.major(status.st_rdev) == LOOP_MAJOR:
-                found.add(os.minor(status.st_rdev))
-    return found
+                index = os.minor(status.st_rdev)
+                found[index] = loop_sequence(index)
+    return {index: sequence for index, sequence in found.items() if sequence}
 
 
-def loop_detach_orphans(indices, filesystems):
-    """Detach those of the loop devices whose file is on one of these dead FUSE file systems."""
-    for index in indices:
+def loop_sequence(index):
+    """A number that is new each time a file is attached; None when none is."""
+    if not os.path.isdir(f"/sys/block/loop{index}/loop"):
+        return None
+    try:
+        with open(f"/sys/block/loop{index}/diskseq", encoding="ascii") as f:
+            return f.read().strip()
+    except OSError:
+        return None
+
+
+def loop_detach_leftovers(leftovers):
+    """Detach loop devices of a dead node (loop_nodes of its /dev), if nobody reused them."""
+    for index, sequence in leftovers.items():
+        if loop_sequence(index) != sequence:
+            continue
         try:
             fd = os.open(f"/dev/loop{index}", os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             continue
         try:
-            info = bytearray(232)
-            try:
-                fcntl.ioctl(fd, LOOP_GET_STATUS64, info)
-                device = struct.unpack_from("=Q", info)[0]
-                orphan = f"{os.major(device)}:{os.minor(device)}" in filesystems
-            except OSError as error:
-                orphan = error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
-            if orphan:
-                fcntl.ioctl(fd, LOOP_CLR_FD, 0)
+            fcntl.ioctl(fd, LOOP_CLR_FD, 0)
         except OSError:
             pass
         finally:
@@ -341,73 +346,57 @@ def mount_fuse_control():
             pass  # mounted already, or a kernel without FUSE
 
 
-def _mounts(pid):
-    """(device number, mount point, file system type) of every mount that a process sees."""
+def abort_fuse_servers(pids):
+    """End the FUSE connections that these processes serve: they will not answer again.
+
+    What is above (a loop device over a FUSE file, a file system on it) then gets errors instead
+    of waiting, and nothing of its cache is written back.  Kernels that do not name the
+    connection in fdinfo end it a moment later, when the server is killed.
+    """
+    for pid in pids:
+        try:
+            descriptors = os.listdir(f"/proc/{pid}/fd")
+        except OSError:
+            continue
+        for descriptor in descriptors:
+            try:
+                if os.readlink(f"/proc/{pid}/fd/{descriptor}") != "/dev/fuse":
+                    continue
+                with open(f"/proc/{pid}/fdinfo/{descriptor}", encoding="ascii") as f:
+                    numbers = [line.split()[1] for line in f if line.startswith("fuse_connection:")]
+                for number in numbers:
+                    with open(f"{FUSE_CONTROL}/{number}/abort", "w", encoding="ascii") as f:
+                        f.write("1")
+            except OSError:
+                continue
+
+
+def drop_dirty_filesystems(pid, devices):
+    """Shut down the file systems a node has mounted from its own disks, without flushing.
+
+    Without this the kernel would write the dirty cache back when the dead node's mount
+    namespace goes away, which a real power cut does not do.
+    """
+    dropped = []
     try:
         with open(f"/proc/{pid}/mountinfo", encoding="utf-8") as f:
             lines = f.read().splitlines()
     except OSError:
-        return []
-    found = []
+        return dropped
     for line in lines:
         fields = line.split()
-        found.append((fields[2], fields[4].encode().decode("unicode_escape"),
-                      fields[fields.index("-") + 1]))
-    return found
-
-
-class NodeMounts:
-    """The file systems that a node alone has mounted, looked up while its processes exist."""
-
-    def __init__(self, pids):
-        outside = {number for number, _, _ in _mounts("self")}
-        namespaces = {}
-        for pid in pids:
-            try:
-                namespaces.setdefault(os.stat(f"/proc/{pid}/ns/mnt").st_ino, pid)
-            except OSError:
-                continue
-        # (process that sees it, device number, mount point, type)
-        self.found = [(pid, *entry) for pid in namespaces.values() for entry in _mounts(pid)
-                      if entry[0] not in outside]
-
-    def fuse_numbers(self):
-        return {entry[1] for entry in self.found if self._is_fuse(entry)}
-
-    @staticmethod
-    def _is_fuse(entry):
-        return entry[3] == "fuse" or entry[3].startswith("fuse.")
-
-    def drop_dirty(self):
-        """Shut the file systems down without flushing; returns their mount points.
-
-        Without this the kernel would write the dirty cache back when the dead node's mount
-        namespace goes away, which a real power cut does not do.  FUSE connections end first:
-        a program of the node serves them and will not answer again, so that everything above
-        (a loop device over a FUSE file, a file system on it) gets errors instead of waiting
-        for ever.
-        """
-        for number in self.fuse_numbers():
-            try:
-                with open(f"{FUSE_CONTROL}/{number.split(':')[1]}/abort", "w",
-                          encoding="ascii") as f:
-                    f.write("1")
-            except OSError:
-                pass
-        dropped, seen = [], set()
-        for pid, number, point, _ in self.found:
-            if number.startswith("0:") or number in seen:
-                continue
-            seen.add(number)
-            try:
-                fd = os.open(f"/proc/{pid}/root{point}", os.O_RDONLY | os.O_CLOEXEC)
-            except OSError:
-                continue
-            try:
-                fcntl.ioctl(fd, FS_IOC_SHUTDOWN, struct.pack("I", FS_SHUTDOWN_NOLOGFLUSH))
-                dropped.append(point)
-            except OSError:
-                pass
-            finally:
-                os.close(fd)
-        return dropped
+        if fields[2] not in devices:
+            continue
+        point = fields[4].encode().decode("unicode_escape")
+        try:
+            fd = os.open(f"/proc/{pid}/root{point}", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            continue
+        try:
+            fcntl.ioctl(fd, FS_IOC_SHUTDOWN, struct.pack("I", FS_SHUTDOWN_NOLOGFLUSH))
+            dropped.append(point)
+        except OSError:
+            pass
+        finally:
+            os.close(fd)
+    return dropped

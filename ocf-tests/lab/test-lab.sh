@@ -182,7 +182,6 @@ echo unsynced > /mnt/b
 (while dd if=/dev/zero of=/mnt/c bs=4k count=100 conv=fsync status=none; do :; done) &> /dev/null &
 NODE
     lab kill alice
-    event "alice: lost unwritten data of /mnt"
     number=$(cat "$scratch/number")
     await 5 "loop device over a dead FUSE file detached" refute test -e "/sys/block/loop$number/loop"
     lab start alice
