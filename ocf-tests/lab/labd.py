@@ -63,9 +63,26 @@ class Node:
         self.plugged = False
         self.last_exit = None
         self.disks = []
+        self.devices = None        # descriptor of its /dev while it is on
         self.boot_ticket = None    # set while the node is between power-on and its boot
         self.on_off = []           # callbacks waiting for the node to be off
         self.fence = {"mode": "ok", "delay": 0.0}
+
+    def disk_numbers(self):
+        return {disk["number"] for disk in self.disks if "number" in disk}
+
+    def watch_devices(self):
+        """Keep the node's /dev within reach until after its death."""
+        self.devices = os.open(f"/proc/{self.pid}/root/dev", os.O_RDONLY | os.O_DIRECTORY)
+
+    def detach_loops(self):
+        """Detach what programs of the dead node had attached to loop devices."""
+        if self.devices is None:
+            return
+        labsys.loop_detach(index for index in labsys.loop_nodes(f"/proc/self/fd/{self.devices}")
+                           if f"{labsys.LOOP_MAJOR}:{index}" not in self.disk_numbers())
+        os.close(self.devices)
+        self.devices = None
 
     def port(self, network):
         return f"{self.name}-{network}"
@@ -260,6 +277,7 @@ class Supervisor:
             self.power_off(node)
             raise LabError(f"{node.name} did not boot: "
                            f"{text.decode(errors='replace') or 'see labd.log'}")
+        node.watch_devices()
         self.record()
 
     def start_nodes(self, nodes):
@@ -289,12 +307,8 @@ class Supervisor:
         # Not all of it may freeze: what waits for a FUSE server of the node waits until below.
         node.cgroup.freeze(timeout=0.5)
         self.unplug_cables(node)
-        numbers = {disk["number"] for disk in node.disks if "number" in disk}
-        loops = {index: sequence for index, sequence
-                 in labsys.loop_nodes(f"/proc/{node.pid}/root/dev").items()
-                 if f"{labsys.LOOP_MAJOR}:{index}" not in numbers}
         labsys.abort_fuse_servers(node.cgroup.pids())
-        dropped = labsys.drop_dirty_filesystems(node.pid, numbers)
+        dropped = labsys.drop_dirty_filesystems(node.pid, node.disk_numbers())
         if dropped:
             self.event(f"{node.name}: lost unwritten data of {' '.join(dropped)}")
         node.cgroup.kill()
@@ -303,7 +317,6 @@ class Supervisor:
         except ProcessLookupError:
             pass
         self.reap(node)
-        labsys.loop_detach_leftovers(loops)
 
     def reap(self, node):
         """Collect the dead first process of a node."""
@@ -315,6 +328,7 @@ class Supervisor:
                 os.close(key.fd)
         node.pid = node.started = None
         node.frozen = False
+        node.detach_loops()
         self.unplug_cables(node)
         self.record()
         waiting, node.on_off = node.on_off, []

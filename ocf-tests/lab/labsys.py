@@ -199,8 +199,8 @@ def loop_remove(index):
 
 
 def loop_nodes(directory):
-    """{index: what is attached} of the loop devices with a device node below a directory."""
-    found = {}
+    """The indices of the loop devices that have a device node below a directory."""
+    found = set()
     for parent, _, names in os.walk(directory):
         for name in names:
             try:
@@ -208,27 +208,13 @@ def loop_nodes(directory):
             except OSError:
                 continue
             if stat.S_ISBLK(status.st_mode) and os.major(status.st_rdev) == LOOP_MAJOR:
-                index = os.minor(status.st_rdev)
-                found[index] = loop_sequence(index)
-    return {index: sequence for index, sequence in found.items() if sequence}
+                found.add(os.minor(status.st_rdev))
+    return found
 
 
-def loop_sequence(index):
-    """A number that is new each time a file is attached; None when none is."""
-    if not os.path.isdir(f"/sys/block/loop{index}/loop"):
-        return None
-    try:
-        with open(f"/sys/block/loop{index}/diskseq", encoding="ascii") as f:
-            return f.read().strip()
-    except OSError:
-        return None
-
-
-def loop_detach_leftovers(leftovers):
-    """Detach loop devices of a dead node (loop_nodes of its /dev), if nobody reused them."""
-    for index, sequence in leftovers.items():
-        if loop_sequence(index) != sequence:
-            continue
+def loop_detach(indices):
+    """Detach files from loop devices; from those in use when their last user is gone."""
+    for index in indices:
         try:
             fd = os.open(f"/dev/loop{index}", os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
@@ -236,7 +222,7 @@ def loop_detach_leftovers(leftovers):
         try:
             fcntl.ioctl(fd, LOOP_CLR_FD, 0)
         except OSError:
-            pass
+            pass  # nothing is attached
         finally:
             os.close(fd)
 

@@ -161,6 +161,11 @@ test_disks() {
 
 # A program of the node serves a FUSE file, with a loop device and a busy file system on top.
 test_fuse() {
+    fuse_survives cut
+    fuse_survives reboot
+}
+# fuse_survives cut|reboot: how the node ends.
+fuse_survives() {
     local number
     lab up -n 1 --no-cluster --disk-size 64M
     on alice bash -s <<'NODE' >"$scratch/number"
@@ -181,10 +186,16 @@ sync
 echo unsynced > /mnt/b
 (while dd if=/dev/zero of=/mnt/c bs=4k count=100 conv=fsync status=none; do :; done) &> /dev/null &
 NODE
-    lab kill alice
+    if [[ $1 == cut ]]; then
+        lab kill alice
+    else # a Pacemaker that panics does this
+        on alice python3 -c 'import ctypes; ctypes.CDLL(None).reboot(0x01234567)' || true
+        await 5 "alice reboots" event "alice: reboots itself"
+    fi
     number=$(cat "$scratch/number")
     await 5 "loop device over a dead FUSE file detached" refute test -e "/sys/block/loop$number/loop"
-    lab start alice
+    [[ $1 == reboot ]] || lab start alice
+    await 10 "alice runs again" on alice true 2>/dev/null
     on alice mount /dev/vdb /mnt
     [[ $(on alice cat /mnt/a) == synced ]]
     refute on alice test -s /mnt/b
