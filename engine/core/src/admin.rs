@@ -362,11 +362,15 @@ impl Core {
     }
 
     /// The cluster agreed that this disk negotiates (`spec/wire-protocol.md` §4.12).
+    /// Sizes and identifiers go first, the state (which the change itself sends) makes the peer compare.
     pub(crate) fn negotiate(&mut self, v: VolumeNr) {
         for n in self.st.connected_mask().iter().collect::<Vec<_>>() {
             self.send_sizes(n, v);
             self.send_uuids(n, v, UuidFlags::NONE, 0);
-            self.send_state(n, v);
+            let diskful = self.st.pdsk(n, v) >= DiskState::Negotiating;
+            if let Some(p) = self.pds.get_mut(&(n, v)) {
+                p.negotiating = diskful;
+            }
         }
     }
 

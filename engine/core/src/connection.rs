@@ -82,6 +82,8 @@ pub(crate) struct PeerDevice {
     /// What was sent in this handshake (own current, own slot, bits): a change means "retry".
     pub sent: Option<(u64, u64, u64)>,
     pub negotiated: Option<Negotiated>,
+    /// An attach waits for the result of the comparison with this peer.
+    pub negotiating: bool,
     pub veto: Option<Veto>,
     pub bitmap: BitmapExchange,
     /// Sequence number of packets sent for this volume.
@@ -124,6 +126,7 @@ impl PeerDevice {
             sizes_received: false,
             sent: None,
             negotiated: None,
+            negotiating: false,
             veto: None,
             bitmap: BitmapExchange::default(),
             tx_seq: 0,
@@ -151,6 +154,7 @@ impl PeerDevice {
         self.sizes_received = false;
         self.sent = None;
         self.negotiated = None;
+        self.negotiating = false;
         self.veto = None;
         self.bitmap = BitmapExchange::default();
         self.tx_seq = 0;

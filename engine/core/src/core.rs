@@ -443,6 +443,7 @@ impl Core {
                     bits: ldev.and_then(|l| l.slot(*n).map(|s| l.bitmap.weight(s))).unwrap_or(0),
                     resync_active: p.target.as_ref().is_some_and(|t| !t.pending.is_empty()),
                     reconciliation: p.reconciliation,
+                    negotiating: p.negotiating,
                 },
             );
         }

@@ -357,7 +357,8 @@ impl Core {
         let conn = if repl > ReplState::Off { repl.as_u8() } else { st.cstate(n).as_u8() };
         let mut disk = st.disk(v);
         if disk == DiskState::Attaching {
-            disk = DiskState::Negotiating;
+            // Not before the cluster agreed to it.
+            disk = DiskState::Diskless;
         }
         StateWord(0)
             .with_role(st.role)

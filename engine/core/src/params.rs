@@ -852,12 +852,17 @@ impl Core {
             && before == ReplState::Established
             && conn.is_some_and(|c| (ReplState::StartingSyncS..=ReplState::WFBitMapT).contains(&c));
         let attaches = before == ReplState::Established
-            && ((disk == DiskState::Negotiating && old_pdsk != disk)
-                || self.st.disk(v) == DiskState::Negotiating);
+            && (disk == DiskState::Negotiating || self.st.disk(v) == DiskState::Negotiating);
+        // The peer was forced to be UpToDate; its new identifiers came before, or will come and ask again.
         let forced = before == ReplState::Established
             && self.st.disk(v) == DiskState::Inconsistent
             && old_pdsk < DiskState::UpToDate
-            && real == DiskState::UpToDate;
+            && real == DiskState::UpToDate
+            && self
+                .pds
+                .get(&(n, v))
+                .and_then(|p| p.uuids.as_ref())
+                .is_some_and(|u| !is_just_created(u.set.current));
         if attaches && disk == DiskState::Negotiating {
             self.send_uuids(n, v, UuidFlags::NONE, 0);
         }
@@ -965,6 +970,9 @@ impl Core {
         let negotiating = self.st.disk(v) == DiskState::Negotiating;
         match self.sync_handshake(n, v, pdsk, false) {
             Ok(o) => {
+                if let Some(p) = self.pds.get_mut(&(n, v)) {
+                    p.negotiating = false;
+                }
                 self.force("reconsider", |s| {
                     if let Some(p) = s.pds.get_mut(&(n, v)) {
                         p.repl = o.repl;

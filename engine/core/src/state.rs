@@ -224,6 +224,8 @@ pub(crate) struct PdFacts {
     /// Winding down: requests of the resync are still out.
     pub resync_active: bool,
     pub reconciliation: bool,
+    /// The result of an attach negotiation with this peer is awaited.
+    pub negotiating: bool,
 }
 
 /// See [`PdFacts`].
@@ -370,8 +372,11 @@ pub(crate) fn sanitize(old: &State, new: &mut State, f: &Facts<'_>) {
         // 4.3: the negotiation ends when every connected peer with a disk delivered a result.
         if disk == D::Negotiating {
             let peers: Vec<_> = new.peers_of(v).map(|(n, p)| (n, *p)).collect();
-            let open =
-                peers.iter().any(|(n, p)| is_connected(*n) && p.pdsk >= D::Negotiating && p.repl == R::Off);
+            let open = peers.iter().any(|(n, p)| {
+                is_connected(*n)
+                    && p.pdsk >= D::Negotiating
+                    && f.pd.get(&(*n, v)).is_some_and(|x| x.negotiating)
+            });
             if !open {
                 let (c, u) = f.md_consistent.get(&v).copied().unwrap_or((false, false));
                 disk = if peers.iter().any(|(_, p)| p.repl == R::WFBitMapT) {

@@ -650,13 +650,9 @@ impl Core {
             ),
         );
         self.log(LogLevel::Info, scope, format!("Committing cluster-wide state change {} ({ms}ms)", t.tid));
-        if becomes {
-            self.commit_local(change);
-            self.send_verdict(&t, true, flags);
-        } else {
-            self.send_verdict(&t, true, flags);
-            self.commit_local(change);
-        }
+        // On every stream the verdict comes before what follows from it.
+        self.send_verdict(&t, true, flags);
+        self.commit_local(change);
         let incapable = flags.contains(TwopcFlags::PRI_INCAPABLE);
         self.update_members(t.reply.reachable);
         match change {
@@ -689,6 +685,9 @@ impl Core {
             Self::apply(self, &mut s, change);
             s
         };
+        if let Change::Negotiate(v) = change {
+            self.negotiate(v);
+        }
         self.force(tag(change), move |s| *s = new);
         match change {
             Change::Promote { up_to_date, .. } => {
@@ -704,7 +703,6 @@ impl Core {
                 }
             }
             Change::Disconnect(n, _) => self.disconnecting(n),
-            Change::Negotiate(v) => self.negotiate(v),
             _ => {}
         }
     }

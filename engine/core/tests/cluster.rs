@@ -173,8 +173,14 @@ impl Cluster {
                 {
                     continue;
                 }
-                if self.trace && let Input::Packet { peer, packet, data, .. } = &input {
+                if self.trace
+                    && let Input::Packet { peer, packet, data, .. } = &input
+                {
                     eprintln!("  {peer} -> {i}: {packet:?} +{}", data.len());
+                }
+                if let Input::LinkDown { peer, .. } = &input {
+                    let p = peer.get();
+                    self.links.remove(&((i as u8).min(p), (i as u8).max(p)));
                 }
                 let now = self.now;
                 self.nodes[i].core.handle(now, input);
@@ -189,13 +195,16 @@ impl Cluster {
     fn dial(&mut self) -> bool {
         for a in 0..self.nodes.len() as u8 {
             for b in a + 1..self.nodes.len() as u8 {
-                let both = self.nodes[a as usize].dialing.contains(&id(b)) && self.nodes[b as usize].dialing.contains(&id(a));
+                let both = self.nodes[a as usize].dialing.contains(&id(b))
+                    && self.nodes[b as usize].dialing.contains(&id(a));
                 if both && !self.cut.contains(&(a, b)) && !self.linked(a, b) {
                     self.nodes[a as usize].dialing.remove(&id(b));
                     self.nodes[b as usize].dialing.remove(&id(a));
                     self.links.insert((a, b));
-                    self.inbox.push_back((a as usize, Input::LinkUp { peer: id(b), resolve_conflicts: false }));
-                    self.inbox.push_back((b as usize, Input::LinkUp { peer: id(a), resolve_conflicts: true }));
+                    self.inbox
+                        .push_back((a as usize, Input::LinkUp { peer: id(b), resolve_conflicts: false }));
+                    self.inbox
+                        .push_back((b as usize, Input::LinkUp { peer: id(a), resolve_conflicts: true }));
                     return true;
                 }
             }
@@ -206,7 +215,8 @@ impl Cluster {
     fn break_link(&mut self, a: u8, b: u8) {
         if self.links.remove(&(a.min(b), a.max(b))) {
             for (x, y) in [(a, b), (b, a)] {
-                self.inbox.push_back((x as usize, Input::LinkDown { peer: id(y), why: LinkError::BrokenPipe }));
+                self.inbox
+                    .push_back((x as usize, Input::LinkDown { peer: id(y), why: LinkError::BrokenPipe }));
             }
         }
     }
@@ -238,7 +248,11 @@ impl Cluster {
                 }
                 Output::CloseLink(n) => {
                     self.nodes[i].dialing.remove(&n);
-                    self.break_link(i as u8, n.get());
+                    // What was sent before still arrives.
+                    self.inbox.push_back((
+                        n.idx(),
+                        Input::LinkDown { peer: id(i as u8), why: LinkError::BrokenPipe },
+                    ));
                 }
                 Output::Send { peer, stream, volume, packet, digest, data } => {
                     if self.linked(i as u8, peer.get()) {
@@ -268,7 +282,9 @@ impl Cluster {
                     self.nodes[i].meta.insert(pos, data);
                     done = Some((id, Bytes::new()));
                 }
-                Output::RunHandler { id, .. } => self.inbox.push_back((i, Input::HandlerDone { id, exit: Some(0) })),
+                Output::RunHandler { id, .. } => {
+                    self.inbox.push_back((i, Input::HandlerDone { id, exit: Some(0) }))
+                }
                 Output::Log { level, scope, text } => {
                     if self.trace {
                         eprintln!("{i} {level:?} {scope}: {text}");
@@ -314,7 +330,8 @@ impl Cluster {
             self.disk(i) == DiskState::UpToDate
                 && (0..n).filter(|p| *p != i).all(|p| {
                     let s = self.nodes[i].core.state();
-                    s.repl(id(p as u8), V) == ReplState::Established && s.pdsk(id(p as u8), V) == DiskState::UpToDate
+                    s.repl(id(p as u8), V) == ReplState::Established
+                        && s.pdsk(id(p as u8), V) == DiskState::UpToDate
                 })
         })
     }
@@ -469,7 +486,9 @@ fn split_brain_is_refused_and_resolved_by_discarding() {
         c.ok(i, Command::Demote { force: false });
     }
     c.heal();
-    c.wait("standalone", |c| (0..2).all(|i| c.nodes[i].core.state().cstate(id(1 - i as u8)) == ConnState::StandAlone));
+    c.wait("standalone", |c| {
+        (0..2).all(|i| c.nodes[i].core.state().cstate(id(1 - i as u8)) == ConnState::StandAlone)
+    });
     c.ok(1, Command::Connect { peer: id(0), discard_my_data: true, tentative: false });
     c.ok(0, Command::Connect { peer: id(1), discard_my_data: false, tentative: false });
     c.wait("resolved", Cluster::all_up_to_date);
