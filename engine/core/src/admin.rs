@@ -101,7 +101,6 @@ impl Core {
                 p.cfg = opts;
                 Some(Ok(()))
             }
-            Command::Resize { vnr } => Some(self.resize(vnr)),
             Command::Down => {
                 self.down = Some(id);
                 self.queue_operation(Change::Demote { force: false }, None, false);
@@ -618,20 +617,6 @@ impl Core {
                 p.pause.user = on;
             }
         })?;
-        Ok(())
-    }
-
-    fn resize(&mut self, v: VolumeNr) -> Answer {
-        if !self.devs.contains_key(&v) {
-            return Err(unknown_volume());
-        }
-        if self.st.peers_of(v).any(|(_, p)| p.repl > ReplState::Established) {
-            return Err(ConfigError::ResizeDuringResync.into());
-        }
-        self.determine_size(v);
-        for n in self.st.connected_mask().iter().collect::<Vec<_>>() {
-            self.send_sizes(n, v);
-        }
         Ok(())
     }
 

@@ -269,11 +269,6 @@ pub enum Command {
         /// New options, complete.
         opts: PeerDeviceConfig,
     },
-    /// Use a larger backing device or a new size limit.
-    Resize {
-        /// Volume.
-        vnr: VolumeNr,
-    },
     /// Demote, disconnect and detach everything; answered when all of it happened.
     Down,
 }

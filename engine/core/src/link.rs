@@ -258,7 +258,7 @@ impl Core {
             }
             Packet::ProtocolUpdate(p) => self.got_protocol_update(n, &p),
             Packet::TwopcPrepare(r) => self.twopc_prepare(n, volume, r),
-            Packet::TwopcPrepRsz(r) => self.twopc_prepare(n, volume, r),
+            Packet::TwopcPrepRsz(r) => self.decline(n, volume, &r, "resizing is not supported by this engine"),
             Packet::TwopcCommit(r) => self.twopc_verdict(n, r, true),
             Packet::TwopcAbort(r) => self.twopc_verdict(n, r, false),
             Packet::TwopcYes(r) => self.twopc_reply(n, r, Answer::Yes),

@@ -1048,7 +1048,6 @@ impl Core {
         self.todo(Todo::Kick(v));
         self.todo(Todo::KickPeers(v));
         self.serve_waiting(v);
-        self.event(Event::PeerDevice(n, v));
     }
 
     /// The target says it is done.

@@ -929,6 +929,16 @@ impl Core {
         self.phase_one();
     }
 
+    /// Answers NO to a transaction this engine has no part in.
+    pub(crate) fn decline(&mut self, from: NodeId, volume: Option<u16>, r: &TwopcRequest, why: &str) {
+        let Some(initiator) = NodeId::new(r.initiator) else { return };
+        let scope = self.scope(Some(from), volume.map(VolumeNr));
+        self.log(LogLevel::Warn, scope, format!("Declining remote state change {}: {why}", r.tid));
+        self.remember(initiator, r.tid);
+        let reply = Reply { reachable: self.reachable(), ..Reply::default() };
+        self.send_answer(from, volume, r.tid, initiator, Answer::No, reply);
+    }
+
     fn own_reply(&self, initiator: NodeId, target: Option<NodeId>, mask: StateWord, val: StateWord) -> Reply {
         let mut reachable = self.reachable();
         if target == Some(self.me) && mask.0 & StateWord::CONN_MASK != 0 {
