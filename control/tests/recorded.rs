@@ -1,5 +1,5 @@
 //! What real kernels' tools printed, read and printed again.
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
 use std::path::Path;
 

@@ -2,7 +2,7 @@
 
 use std::process::{Command as Process, Stdio};
 
-use palisade_control::{ClientError, Command, Reply};
+use palisade_control::{ClientError, Command, Options, Reply};
 
 use super::{EXIT_FATAL, Request};
 use crate::cli::{command_line, print};
@@ -56,7 +56,7 @@ impl<'a> Exec<'a> {
     pub fn run(&self, resource: &str, line: &Line) -> i32 {
         let code = self.run_quietly(resource, line);
         if code >= 10 {
-            eprintln!("Command '{}' terminated with exit code {code}", self.text(line));
+            eprintln!("Command '{}' terminated with exit code {code}", self.text(&without_secrets(line)));
         }
         code
     }
@@ -117,6 +117,15 @@ impl<'a> Exec<'a> {
         words.extend(line.args.iter().cloned());
         command_line(&words)
     }
+}
+
+/// What ends up in logs.
+fn without_secrets(line: &Line) -> Line {
+    let hide = |word: &String| match word.split_once('=') {
+        Some((name, _)) if Options::is_secret(name.trim_start_matches("--")) => format!("{name}=(hidden)"),
+        _ => word.clone(),
+    };
+    Line { tool: line.tool, args: line.args.iter().map(hide).collect() }
 }
 
 fn spawn(program: &str, args: &[String]) -> i32 {

@@ -95,7 +95,7 @@ fn dump(site: &Site, request: &Request) -> Result<i32, Failure> {
 }
 
 fn run_on_objects(verb: &Verb, site: &Site, exec: &Exec<'_>, request: &Request) -> Result<i32, Failure> {
-    if request.objects.is_empty() && !matches!(verb.runs, Runs::Adjust) {
+    if request.objects.is_empty() {
         print(&usage(Some(verb)));
         print("\nNo resource names specified\n");
         return Ok(EXIT_USAGE);
