@@ -42,8 +42,6 @@ pub enum Grant {
 /// What a transaction writes.
 #[derive(Debug)]
 pub struct Prepared {
-    /// Sequence number for [`ActivityLog::committed`].
-    pub seq: u64,
     /// Extents whose slot is reused: changed bitmap blocks of these go to disk before the block.
     pub evicted: Vec<u32>,
     /// The journal block.
@@ -118,7 +116,7 @@ impl ActivityLog {
                     (x.slot, old)
                 }
             };
-            if self.pending.len() % UPDATES_MAX == 0 && !self.pending.is_empty() {
+            if self.pending.len().is_multiple_of(UPDATES_MAX) && !self.pending.is_empty() {
                 self.building += 1;
             }
             self.pending.push((slot, e, old));
@@ -176,7 +174,7 @@ impl ActivityLog {
             }
         }
         self.in_flight = Some(seq);
-        Some(Prepared { seq, evicted: updates.iter().map(|u| u.2).filter(|e| *e != FREE).collect(), block })
+        Some(Prepared { evicted: updates.iter().map(|u| u.2).filter(|e| *e != FREE).collect(), block })
     }
 
     /// The journal block is on stable storage. Returns the sequence up to which waiters may go on.
@@ -188,28 +186,10 @@ impl ActivityLog {
         self.committed
     }
 
-    /// Whether every transaction up to `seq` is committed.
-    #[must_use]
-    pub fn committed(&self, seq: u64) -> bool {
-        self.committed >= seq
-    }
-
-    /// Whether the extent may be written now.
-    #[must_use]
-    pub fn is_hot(&self, extent: u32) -> bool {
-        self.extents.get(&extent).is_some_and(|x| x.ready_at <= self.committed)
-    }
-
     /// Whether some write holds the extent.
     #[must_use]
     pub fn in_use(&self, extent: u32) -> bool {
         self.extents.get(&extent).is_some_and(|x| x.refs > 0)
-    }
-
-    /// Extents in use by writes (`al` counters of the status).
-    #[must_use]
-    pub fn used(&self) -> usize {
-        self.extents.len() - self.idle.len()
     }
 }
 
@@ -230,7 +210,6 @@ mod tests {
         assert_eq!(al.get(0..=0), Grant::After(1));
         al.commit();
         assert_eq!(al.get(0..=1), Grant::Hot);
-        assert!(!al.committed(2));
         assert_eq!(al.prepare().unwrap().block.updates, vec![Update { slot: 2, extent: 2 }]);
     }
 
@@ -261,7 +240,8 @@ mod tests {
         let p = al.prepare().unwrap();
         assert_eq!(p.evicted, vec![1]);
         al.commit();
-        assert!(!al.is_hot(1) && al.is_hot(5) && al.is_hot(0));
+        assert_eq!(al.get(5..=5), Grant::Hot);
+        al.put(5..=5);
         al.put(0..=0);
         // A range may not evict its own idle members.
         assert_eq!(al.get(0..=1), Grant::Full);

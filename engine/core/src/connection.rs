@@ -4,7 +4,7 @@ use crate::config::{NetConfig, PeerDeviceConfig};
 use crate::io::{CodecCtx, PeerSpec};
 use crate::resync::{SourceRequest, TargetState};
 use crate::tables::uuid::UuidSet;
-use crate::types::{NodeId, NodeMask, Time, VolumeNr};
+use crate::types::{NodeId, Time, VolumeNr};
 use palisade_wire::enums::{DiskState, ReplState, Role};
 use palisade_wire::{Features, UuidFlags};
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -241,8 +241,6 @@ pub(crate) struct Connection {
     pub ping_due: Time,
     /// A P_PING is out since.
     pub ping_sent: Option<Time>,
-    /// When the next connect transaction may start.
-    pub retry_at: Option<Time>,
     pub connect_started: Time,
     pub features_deadline: Option<Time>,
     /// Writer's side.
@@ -251,8 +249,6 @@ pub(crate) struct Connection {
     /// Replica's side.
     pub received_epochs: VecDeque<ReceivedEpoch>,
     pub rx_dagtag: u64,
-    /// The counter at the loss of the peer as Primary.
-    pub last_dagtag: u64,
     pub unacked: VecDeque<Unacked>,
     /// Remote reads out: id to request.
     pub reads: HashMap<u64, u64>,
@@ -261,18 +257,10 @@ pub(crate) struct Connection {
     pub buffered: u64,
     /// P_OUT_OF_SYNC notes that wait for earlier writes.
     pub oos_after: VecDeque<(u64, VolumeNr, u64, u32)>,
-    /// This peer is being fenced by handler.
-    pub fencing: bool,
-    /// The loss of this peer is to be told to the cluster.
-    pub lost_peer_due: bool,
     pub was_connected: bool,
-    pub flush_acks: BTreeMap<NodeId, u64>,
     /// P_FLUSH_REQUESTS of this peer that wait for peer-acks: sequence, dagtag.
     pub flush_requests: VecDeque<(u64, u64)>,
-    /// The nodes of the last P_TWOPC_PREPARE from this link and so on are in the transaction itself.
-    pub last_received: Time,
     pub peer_dagtag: Option<(NodeId, u64)>,
-    pub remote_mask: NodeMask,
     pub peer_role_hint: Role,
 }
 
@@ -298,27 +286,20 @@ impl Connection {
             params_sent: false,
             ping_due: Time(0),
             ping_sent: None,
-            retry_at: None,
             connect_started: Time(0),
             features_deadline: None,
             sent_epochs: VecDeque::new(),
             tx_dagtag: None,
             received_epochs: VecDeque::new(),
             rx_dagtag: 0,
-            last_dagtag: 0,
             unacked: VecDeque::new(),
             reads: HashMap::new(),
             reads_served: HashMap::new(),
             buffered: 0,
             oos_after: VecDeque::new(),
-            fencing: false,
-            lost_peer_due: false,
             was_connected: false,
-            flush_acks: BTreeMap::new(),
             flush_requests: VecDeque::new(),
-            last_received: Time(0),
             peer_dagtag: None,
-            remote_mask: NodeMask::EMPTY,
             peer_role_hint: Role::Unknown,
         }
     }
@@ -332,7 +313,6 @@ impl Connection {
         self.features_deadline = None;
         self.tx_dagtag = None;
         self.buffered = 0;
-        self.flush_acks.clear();
         self.flush_requests.clear();
         self.reads_served.clear();
         self.oos_after.clear();

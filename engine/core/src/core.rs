@@ -49,8 +49,6 @@ pub(crate) enum Todo {
     DiskGone(VolumeNr),
     /// Tell all peers the own UUIDs, except one.
     SendUuids { vnr: VolumeNr, except: Option<NodeId>, got_stable: bool },
-    /// Compare again with a peer (`spec/state-machine.md` §9.6).
-    Reconsider(NodeId, VolumeNr),
     /// See whether the resync as target is complete.
     CheckResyncEnd(NodeId, VolumeNr),
     /// Exchange positions in the stream of a lost Primary.
@@ -280,7 +278,6 @@ impl Core {
             Todo::NewGeneration(v) => self.new_generation(v, false),
             Todo::DiskGone(v) => self.disk_gone(v),
             Todo::SendUuids { vnr, except, got_stable } => self.send_uuids_to_all(vnr, except, got_stable),
-            Todo::Reconsider(n, v) => self.reconsider(n, v),
             Todo::CheckResyncEnd(n, v) => self.check_resync_end(n, v),
             Todo::Reconcile(n) => self.send_peer_dagtag(n),
             Todo::Thaw => self.thaw(),

@@ -249,10 +249,8 @@ impl Core {
                         self.established(n, v);
                     }
                 }
-                R::Off => {
-                    if was > R::Established {
-                        self.resync_stopped(n, v);
-                    }
+                R::Off if was > R::Established => {
+                    self.resync_stopped(n, v);
                 }
                 _ => {}
             }
@@ -435,9 +433,9 @@ impl Core {
             self.emit(Output::FrontEnd { present: want });
         }
         if !want {
-            self.fail_waiting(crate::io::BlockResult::NotPrimary);
+            self.fail_waiting(&crate::io::BlockResult::NotPrimary);
         } else if self.io_must_fail() {
-            self.fail_waiting(crate::io::BlockResult::IoError);
+            self.fail_waiting(&crate::io::BlockResult::IoError);
         }
     }
 
@@ -491,9 +489,6 @@ impl Core {
         if ungraceful && peer_was_primary {
             for m in self.st.connected_mask().iter().filter(|m| *m != n).collect::<Vec<_>>() {
                 self.todo(Todo::Reconcile(m));
-            }
-            if let Some(c) = self.conns.get_mut(&n) {
-                c.last_dagtag = c.rx_dagtag;
             }
         }
         let call = HandlerCall {

@@ -46,11 +46,6 @@ impl Intervals {
             .map(|((_, key), (_, holder))| (*key, *holder))
     }
 
-    /// Whether nothing is held.
-    pub fn is_empty(&self) -> bool {
-        self.by_start.is_empty()
-    }
-
     /// Drops everything.
     pub fn clear(&mut self) {
         self.by_start.clear();

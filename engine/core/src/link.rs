@@ -234,7 +234,6 @@ impl Core {
         if !c.link {
             return;
         }
-        c.last_received = now;
         if stream == Stream::Control && c.ping_sent.is_none() {
             c.ping_due = now + c.net.ping_int;
         }
@@ -258,7 +257,9 @@ impl Core {
             }
             Packet::ProtocolUpdate(p) => self.got_protocol_update(n, &p),
             Packet::TwopcPrepare(r) => self.twopc_prepare(n, volume, r),
-            Packet::TwopcPrepRsz(r) => self.decline(n, volume, &r, "resizing is not supported by this engine"),
+            Packet::TwopcPrepRsz(r) => {
+                self.decline(n, volume, &r, "resizing is not supported by this engine");
+            }
             Packet::TwopcCommit(r) => self.twopc_verdict(n, r, true),
             Packet::TwopcAbort(r) => self.twopc_verdict(n, r, false),
             Packet::TwopcYes(r) => self.twopc_reply(n, r, Answer::Yes),
@@ -422,7 +423,7 @@ impl Core {
 
     fn send_protocol(&mut self, n: NodeId) {
         let Some(p) = self.protocol_packet(n) else { return };
-        let mut own = self.conns.get(&n).map(|c| c.codec).unwrap_or_else(CodecCtx::initial);
+        let mut own = self.conns.get(&n).map_or_else(CodecCtx::initial, |c| c.codec);
         own.data_digest_len = digest_len(p.integrity_alg.as_str());
         self.send_data(n, None, Packet::Protocol(p));
         self.set_codec(n, false, own);
@@ -524,7 +525,7 @@ impl Core {
             return;
         }
         let retry = |core: &mut Core, wait: Duration| {
-            let mut op = op.clone();
+            let mut op = op;
             op.stage = Stage::Later(core.now + wait);
             core.operations.push_back(op);
         };
@@ -542,10 +543,10 @@ impl Core {
             }
             Refusal::HandshakeDisconnect | Refusal::TwoPrimaries | Refusal::RefusedByPeer => {
                 self.send_data(n, None, Packet::Disconnect);
-                let text = format!("connection refused: {}", r);
+                let text = format!("connection refused: {r}");
                 self.give_up(n, &text);
             }
-            _ => self.drop_link(n, ConnState::NetworkFailure, &format!("connect failed: {}", r)),
+            _ => self.drop_link(n, ConnState::NetworkFailure, &format!("connect failed: {r}")),
         }
     }
 

@@ -32,7 +32,7 @@ impl Core {
         if let Some(p) = self.pds.get_mut(&(n, v)) {
             p.tx_seq = 0;
         }
-        let r = self.pds.get(&(n, v)).map(|p| p.cfg.rate.clone()).unwrap_or_default();
+        let r = self.pds.get(&(n, v)).map(|p| p.cfg.rate).unwrap_or_default();
         self.send_data(
             n,
             Some(v),
@@ -654,10 +654,11 @@ impl Core {
     fn follow_generation(&mut self, n: NodeId, v: VolumeNr, current: u64, new_datagen: bool, weak: u64) {
         use ReplState as R;
         let Some(mut set) = self.uuid_set(v) else {
-            if self.st.peer_role(n) == Role::Primary && new_datagen {
-                if let Some(d) = self.devs.get_mut(&v) {
-                    d.exposed_uuid = current;
-                }
+            if self.st.peer_role(n) == Role::Primary
+                && new_datagen
+                && let Some(d) = self.devs.get_mut(&v)
+            {
+                d.exposed_uuid = current;
             }
             return;
         };
@@ -772,7 +773,7 @@ impl Core {
         match det.announce {
             Announce::Nobody => {}
             Announce::AllButSender => {
-                self.todo(Todo::SendUuids { vnr: v, except: Some(n), got_stable: false })
+                self.todo(Todo::SendUuids { vnr: v, except: Some(n), got_stable: false });
             }
             Announce::All => self.todo(Todo::SendUuids { vnr: v, except: None, got_stable: false }),
         }

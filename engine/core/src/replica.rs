@@ -119,7 +119,7 @@ impl Core {
             }
             Packet::NegDreply(a) => self.got_read_refusal(n, a.block_id),
             Packet::PeersInSync(p) => self.got_peers_in_sync(n, v, &p),
-            other => self.resync_packet(n, v, other, digest, data),
+            other => self.resync_packet(n, v, &other, digest, data),
         }
     }
 
@@ -168,7 +168,7 @@ impl Core {
         e.block_ids.push(w.block_id);
         if !usable {
             // Counted in the epoch, but refused.
-            self.send_ack(n, v, w.sector, w.len, w.block_id, |a| Packet::NegAck(a));
+            self.send_ack(n, v, w.sector, w.len, w.block_id, Packet::NegAck);
             return;
         }
         e.unfinished += 1;
@@ -187,7 +187,7 @@ impl Core {
             id,
         });
         if w.flags.contains(DpFlags::SEND_RECEIVE_ACK) {
-            self.send_ack(n, v, w.sector, w.len, w.block_id, |a| Packet::RecvAck(a));
+            self.send_ack(n, v, w.sector, w.len, w.block_id, Packet::RecvAck);
         }
         if let Some(p) = self.pds.get_mut(&(n, v)) {
             p.received += sectors;
@@ -319,13 +319,14 @@ impl Core {
             d.locks.insert(id, sector, sector + u64::from(len) / SECTOR, Holder::PeerWrite);
             d.written_sectors += u64::from(len) / SECTOR;
         }
+        let zeroes = self.discard_zeroes(v);
         let io = self.io(v, IoTag::PeerWrite(id));
         self.emit(match payload {
             PeerPayload::Data(data) => {
                 Output::DiskWrite { id: io, vnr: v, sector, data, fua: flags.contains(DpFlags::FUA) }
             }
             PeerPayload::Zero { unmap, discard } => {
-                Output::DiskZero { id: io, vnr: v, sector, len, unmap, discard }
+                Output::DiskZero { id: io, vnr: v, sector, len, unmap, discard: discard && zeroes }
             }
         });
     }
@@ -374,7 +375,7 @@ impl Core {
             p.unacked = p.unacked.saturating_sub(1);
         }
         if result.is_err() {
-            self.send_ack(n, v, r.sector, r.len, r.block_id, |a| Packet::NegAck(a));
+            self.send_ack(n, v, r.sector, r.len, r.block_id, Packet::NegAck);
         } else if r.flags.contains(DpFlags::SEND_WRITE_ACK) || in_sync {
             self.send_ack(n, v, r.sector, r.len, r.block_id, |a| {
                 if in_sync { Packet::WriteAckInSync(a) } else { Packet::WriteAck(a) }

@@ -309,7 +309,7 @@ impl Core {
             return false;
         }
         let authoritative = NodeMask(u.node_mask);
-        !(authoritative.has(self.me) || !self.st.primary_peers().is_empty())
+        !authoritative.has(self.me) && self.st.primary_peers().is_empty()
     }
 
     /// SyncSource/SyncTarget (or paused) was entered.
@@ -552,11 +552,11 @@ impl Core {
         &mut self,
         n: NodeId,
         v: VolumeNr,
-        packet: Packet,
+        packet: &Packet,
         digest: &Bytes,
         data: Bytes,
     ) {
-        match packet {
+        match *packet {
             Packet::RsDataRequest(r) => {
                 let q = DagtagReq {
                     sector: r.sector,

@@ -695,13 +695,12 @@ pub(crate) fn check_soft(old: &State, new: &State, f: &Facts<'_>, o: Options) ->
         if p.repl > R::Established && p.pdsk < D::Inconsistent {
             return Err(Refusal::NoRemoteDisk);
         }
-        if (is_target(from) && p.repl == R::WFBitMapT)
+        if ((is_target(from) && p.repl == R::WFBitMapT)
             || (matches!(from, R::StartingSyncS | R::WFBitMapS | R::SyncSource | R::PausedSyncS)
-                && p.repl == R::WFBitMapS)
+                && p.repl == R::WFBitMapS))
+            && from != p.repl
         {
-            if from != p.repl {
-                return Err(Refusal::ResyncRunning);
-            }
+            return Err(Refusal::ResyncRunning);
         }
         if matches!(p.repl, R::StartingSyncS | R::StartingSyncT) && from != p.repl {
             if from > R::Established {

@@ -121,7 +121,7 @@ pub(crate) enum Stage {
 }
 
 /// Something this node wants.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Operation {
     pub change: Change,
     pub admin: Option<AdminId>,
@@ -544,7 +544,7 @@ impl Core {
             (0, 0)
         };
         let mut p = self.request(t, TwopcBody::Verdict { primary_nodes: primary, detail: reachable });
-        p.flags = p.flags | flags;
+        p.flags |= flags;
         let vol = t.vnr.map(|v| v.0);
         for n in t.told.iter() {
             let packet = if commit { Packet::TwopcCommit(p) } else { Packet::TwopcAbort(p) };

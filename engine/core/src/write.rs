@@ -68,7 +68,6 @@ pub(crate) struct Request {
     pub submitted: bool,
     pub completed: bool,
     pub al_held: bool,
-    pub since: Time,
 }
 
 /// A flush of the front end.
@@ -156,14 +155,14 @@ impl Core {
     }
 
     /// Requests that did not start fail now.
-    pub(crate) fn fail_waiting(&mut self, r: BlockResult) {
+    pub(crate) fn fail_waiting(&mut self, r: &BlockResult) {
         for v in self.vnrs() {
             let waiting: Vec<Waiting> =
                 self.devs.get_mut(&v).map(|d| d.waiting.drain(..).collect()).unwrap_or_default();
             for w in waiting {
                 self.finish_block(v, w.id, r.clone());
             }
-            if r == BlockResult::IoError {
+            if *r == BlockResult::IoError {
                 // Prepared but not submitted: nothing of them left this node.
                 let ready: Vec<u64> =
                     self.devs.get_mut(&v).map(|d| d.ready.drain(..).collect()).unwrap_or_default();
@@ -176,7 +175,7 @@ impl Core {
 
     /// A forced demotion or a changed policy: everything pending completes with an error.
     pub(crate) fn fail_all_requests(&mut self) {
-        self.fail_waiting(BlockResult::IoError);
+        self.fail_waiting(&BlockResult::IoError);
         let ids: Vec<u64> = self.requests.iter().filter(|(_, r)| !r.completed).map(|(id, _)| *id).collect();
         for id in ids {
             self.complete(id, BlockResult::IoError);
@@ -213,7 +212,7 @@ impl Core {
     /// Starts what can start, in order; a request overtakes only requests it does not overlap.
     pub(crate) fn kick(&mut self, v: VolumeNr) {
         if self.io_must_fail() && self.is_primary() {
-            self.fail_waiting(BlockResult::IoError);
+            self.fail_waiting(&BlockResult::IoError);
         }
         if self.st.suspended() || !self.is_primary() {
             return;
@@ -224,8 +223,7 @@ impl Core {
         }
         let mut blocked: Vec<(u64, u64)> = Vec::new();
         let mut i = 0;
-        loop {
-            let Some(w) = self.devs.get(&v).and_then(|d| d.waiting.get(i)) else { break };
+        while let Some(w) = self.devs.get(&v).and_then(|d| d.waiting.get(i)) {
             let range = match &w.op {
                 BlockOp::Flush => None,
                 BlockOp::Read { sector, len } => Some((*sector, *sector + u64::from(*len) / SECTOR, false)),
@@ -324,7 +322,6 @@ impl Core {
         }
         d.waiting.remove(i);
         let id = self.id();
-        let now = self.now;
         if let Some(d) = self.devs.get_mut(&v) {
             d.locks.insert(id, sector, end, Holder::App);
             if let Some(seq) = after {
@@ -346,13 +343,12 @@ impl Core {
                 submitted: false,
                 completed: false,
                 al_held,
-                since: now,
             },
         );
         if after.is_some() {
-            self.meta_next(v)
+            self.meta_next(v);
         } else {
-            self.submit(id)
+            self.submit(id);
         }
         true
     }
@@ -423,11 +419,12 @@ impl Core {
         }
         self.transfer_log.push_back(TransferLogEntry { dagtag, id, settled: None, sectors });
         if local {
+            let zeroes = self.discard_zeroes(v);
             let io = self.io(v, IoTag::AppWrite(id));
             self.emit(match payload {
                 Payload::Data { data, fua } => Output::DiskWrite { id: io, vnr: v, sector, data, fua },
                 Payload::Discard => {
-                    Output::DiskZero { id: io, vnr: v, sector, len, unmap: true, discard: true }
+                    Output::DiskZero { id: io, vnr: v, sector, len, unmap: true, discard: zeroes }
                 }
                 Payload::Zeroes { unmap } => {
                     Output::DiskZero { id: io, vnr: v, sector, len, unmap, discard: false }
@@ -541,6 +538,12 @@ impl Core {
         let digest = integrity.map_or_else(Bytes::new, |a| digest_of(a, &data));
         let p = Packet::Data(Data { sector, block_id: id, seq_num, dp_flags: flags });
         self.send(n, Stream::Data, Some(v.0), p, digest, data);
+    }
+
+    /// A discarded range reads back as zeroes; otherwise a discard is carried out as zeroing, so that all
+    /// replicas stay equal.
+    pub(crate) fn discard_zeroes(&self, v: VolumeNr) -> bool {
+        self.devs.get(&v).and_then(|d| d.ldev.as_ref()).is_some_and(|l| l.discard_zeroes)
     }
 
     pub(crate) fn next_seq(&mut self, n: NodeId, v: VolumeNr) -> u32 {

@@ -283,7 +283,7 @@ impl Cluster {
                     done = Some((id, Bytes::new()));
                 }
                 Output::RunHandler { id, .. } => {
-                    self.inbox.push_back((i, Input::HandlerDone { id, exit: Some(0) }))
+                    self.inbox.push_back((i, Input::HandlerDone { id, exit: Some(0) }));
                 }
                 Output::Log { level, scope, text } => {
                     if self.trace {
