@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command as Process, Stdio};
 use std::time::{Duration, Instant};
 
+use nix::sys::socket::{getsockopt, sockopt};
 use palisade_control::{
     Backend, Client, ClientError, Command, Engine, Kernel, NESTED_ENV, Reply, ResourceStatus, Settings,
     running_resources,
@@ -20,6 +21,8 @@ pub const QUERY_LIMIT: Duration = Duration::from_secs(10);
 pub const CHANGE_LIMIT: Duration = Duration::from_secs(300);
 /// From starting an engine until it listens.
 const START_LIMIT: Duration = Duration::from_secs(20);
+/// From granting the end to the end of the process.
+const END_LIMIT: Duration = Duration::from_secs(20);
 const START_POLL: Duration = Duration::from_millis(10);
 
 const EXIT_COMMUNICATION: i32 = 20;
@@ -89,6 +92,35 @@ pub fn call(resource: &str, command: Command) -> Result<Reply, ClientError> {
         _ => CHANGE_LIMIT,
     };
     connect(resource)?.call(command, limit)
+}
+
+/// Sends the command that ends an engine and waits until its process is gone, so that its devices are
+/// free and its socket does not answer the next command.
+pub fn end(resource: &str, command: Command) -> Result<Reply, ClientError> {
+    let mut client = connect(resource)?;
+    let pid = getsockopt(&client, sockopt::PeerCredentials).map(|c| c.pid()).ok();
+    let reply = client.call(command, CHANGE_LIMIT)?;
+    if matches!(reply, Reply::Ok { .. }) {
+        let give_up = Instant::now() + END_LIMIT;
+        while pid.is_some_and(is_alive) {
+            if Instant::now() >= give_up {
+                return Err(ClientError::Timeout {
+                    resource: resource.to_owned(),
+                    what: "end of the process".to_owned(),
+                    limit: END_LIMIT,
+                });
+            }
+            std::thread::sleep(START_POLL);
+        }
+    }
+    Ok(reply)
+}
+
+/// Whether the process runs; one that only waits to be collected does not.
+fn is_alive(pid: i32) -> bool {
+    let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
+    let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+    !matches!(state, Some('Z' | 'X') | None)
 }
 
 /// States of all our engines by resource name. Engines that end meanwhile or have no resource yet

@@ -273,6 +273,12 @@ impl Client {
     }
 }
 
+impl AsFd for Client {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
+}
+
 /// Events of one resource, in order.
 #[derive(Debug)]
 pub struct EventStream {

@@ -290,3 +290,79 @@ fn collect<R: Read + Send + 'static>(pipe: Option<R>) -> mpsc::Receiver<String> 
     });
     receiver
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(10);
+
+    fn script(dir: &Path, name: &str, text: &str) -> PathBuf {
+        let path = dir.join(name);
+        std::fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        path
+    }
+
+    #[test]
+    fn our_own_program_is_never_taken_for_the_reference() {
+        let dir = tempfile::tempdir().unwrap();
+        script(dir.path(), "palisade", "exit 0");
+        let ours = dir.path().join("ours");
+        std::fs::create_dir(&ours).unwrap();
+        symlink(dir.path().join("palisade"), ours.join("drbdsetup")).unwrap();
+        assert!(matches!(Kernel::find_in([ours.clone()].into_iter()), Err(KernelError::NoTool { .. })));
+        // Under its own inode too, whatever it is called.
+        let copy = dir.path().join("copy");
+        std::fs::create_dir(&copy).unwrap();
+        symlink(std::env::current_exe().unwrap(), copy.join("drbdsetup")).unwrap();
+        assert!(Kernel::find_in([copy.clone()].into_iter()).is_err());
+        let real = dir.path().join("real");
+        std::fs::create_dir(&real).unwrap();
+        let tool = script(&real, "drbdsetup", "exit 0");
+        let found = Kernel::find_in([ours, copy, real].into_iter()).unwrap();
+        assert_eq!(found.drbdsetup(), tool);
+        assert!(matches!(found.drbdadm(), Err(KernelError::NoTool { tool: "drbdadm" })));
+    }
+
+    #[test]
+    fn tools_get_the_mark_and_their_outcome_comes_back() {
+        let dir = tempfile::tempdir().unwrap();
+        script(dir.path(), "drbdsetup", "echo \"$PALISADE_KERNEL_TOOL $*\"; echo oops >&2; exit 17");
+        let kernel = Kernel::find_in(std::iter::once(dir.path().to_owned())).unwrap();
+        let out = kernel.run_drbdsetup(&["primary", "r0"], LIMIT).unwrap();
+        assert_eq!((out.code, out.stdout.as_str(), out.stderr.as_str()), (17, "1 primary r0\n", "oops\n"));
+    }
+
+    #[test]
+    fn a_tool_that_hangs_is_killed() {
+        let dir = tempfile::tempdir().unwrap();
+        script(dir.path(), "drbdsetup", "exec sleep 60");
+        let kernel = Kernel::find_in(std::iter::once(dir.path().to_owned())).unwrap();
+        let start = Instant::now();
+        let error = kernel.run_drbdsetup(&["status"], Duration::from_millis(100)).unwrap_err();
+        assert!(matches!(error, KernelError::Timeout { .. }), "{error}");
+        assert!(start.elapsed() < LIMIT);
+    }
+
+    #[test]
+    fn status_of_the_newer_module_is_json_and_unknown_resources_are_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let text = include_str!("../tests/data/status-9.2.18.json");
+        std::fs::write(dir.path().join("json"), text).unwrap();
+        let here = dir.path().display();
+        script(
+            dir.path(),
+            "drbdsetup",
+            &format!("case \"$*\" in 'status r0 --json') cat {here}/json;; *) printf '[\\n]\\n'; exit 10;; esac"),
+        );
+        let kernel = Kernel::find_in(std::iter::once(dir.path().to_owned()))
+            .unwrap()
+            .with_version_file(dir.path().join("none"));
+        assert_eq!(kernel.status(Some("r0"), LIMIT).unwrap()[0].name, "r0");
+        assert!(kernel.status(Some("r1"), LIMIT).unwrap().is_empty());
+        assert!(matches!(kernel.status(None, LIMIT), Err(KernelError::Failed { code: 10, .. })));
+    }
+}

@@ -107,3 +107,23 @@ pub fn endpoint(address: &Address) -> Option<Endpoint> {
 pub fn canonical(list: &OptionList) -> Options {
     list.iter().filter_map(|o| Some((o.name(), o.canonical().ok()?.to_string()))).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Printed by the reference; what it says about the connection's state is newer.
+    #[test]
+    fn show_is_read_and_printed_like_the_reference() {
+        let recorded = include_str!("../../tests/golden/show-9.2.18.txt");
+        let all: Vec<RunningResource> =
+            Config::parse_running(recorded).unwrap().iter().map(convert).collect();
+        let printed = palisade_control::render::show(&all, false);
+        let printed: String =
+            printed.split_inclusive('\n').filter(|l| !l.trim_start().starts_with("_cstate ")).collect();
+        assert_eq!(printed, recorded);
+        let json = palisade_control::render::show_json(&all);
+        assert!(json.contains("\"resync-rate\": \"40960k\""), "{json}");
+        assert!(json.contains("\"tcp-cork\": true"), "{json}");
+    }
+}

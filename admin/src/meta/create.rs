@@ -37,7 +37,9 @@ pub fn create_md(job: &mut Job) -> Result<i32, Failure> {
                 Ok(EXIT_FAILED)
             }
             Replacement::Geometry => {
-                eprintln!("Sorry, not yet fully implemented\nTry wipe-md, then create-md");
+                eprintln!(
+                    "Sorry, not yet fully implemented\nTry dump-md > dump.txt; restore-md -s x -z y dump.txt"
+                );
                 Ok(EXIT_GEOMETRY)
             }
             Replacement::Convert(superblock, layout) => finish(job, &layout, *superblock, &changes, false),
@@ -53,9 +55,6 @@ pub fn create_md(job: &mut Job) -> Result<i32, Failure> {
 
 fn geometry(job: &Job) -> Result<Geometry, Failure> {
     const MAX_PEERS: u32 = 31;
-    const AL_BYTES_MIN: u64 = 32 << 10;
-    const AL_BYTES_MAX: u64 = 32 << 20;
-    const BLOCK_KIB: u64 = 4;
     let max_peers = match (job.version, job.argument(0)) {
         (Version::V08, _) => 1,
         (Version::V09, None) => {
@@ -78,8 +77,27 @@ fn geometry(job: &Job) -> Result<Geometry, Failure> {
         }
     };
     let mut geometry = Geometry::new(max_peers);
+    if let Some((stripes, blocks)) = al_geometry(job)? {
+        (geometry.al_stripes, geometry.al_stripe_size_4k) = (stripes, blocks);
+    }
+    if let Some(bytes) = size_option(job, "bitmap-block-size", 1)? {
+        geometry.bytes_per_bit = u32::try_from(bytes).unwrap_or(u32::MAX);
+    }
+    geometry.check().map_err(|e| Failure::new(EXIT_ARGUMENT, e.to_string()))?;
+    Ok(geometry)
+}
+
+/// Stripes of the activity log and blocks per stripe, if any of the two was given.
+pub fn al_geometry(job: &Job) -> Result<Option<(u32, u32)>, Failure> {
+    const AL_BYTES_MIN: u64 = 32 << 10;
+    const AL_BYTES_MAX: u64 = 32 << 20;
+    const BLOCK_KIB: u64 = 4;
+    const STRIPE_KIB: u64 = 32;
+    if job.scanned.flag("al-stripes").is_none() && job.scanned.flag("al-stripe-size-kB").is_none() {
+        return Ok(None);
+    }
     let stripes = size_option(job, "al-stripes", 1)?.unwrap_or(1);
-    let stripe_kib = size_option(job, "al-stripe-size-kB", KIB)?.map_or(32, |bytes| bytes / KIB);
+    let stripe_kib = size_option(job, "al-stripe-size-kB", KIB)?.map_or(STRIPE_KIB, |bytes| bytes / KIB);
     let al_bytes = stripes.saturating_mul(stripe_kib).saturating_mul(KIB);
     if al_bytes < AL_BYTES_MIN || stripe_kib < BLOCK_KIB {
         return Err(Failure::new(EXIT_ARGUMENT, "invalid (too small) al-stripe* settings"));
@@ -87,13 +105,8 @@ fn geometry(job: &Job) -> Result<Geometry, Failure> {
     if al_bytes > AL_BYTES_MAX {
         return Err(Failure::new(EXIT_ARGUMENT, "invalid (too large) al-stripe* settings"));
     }
-    geometry.al_stripes = u32::try_from(stripes).unwrap_or(u32::MAX);
-    geometry.al_stripe_size_4k = u32::try_from(stripe_kib / BLOCK_KIB).unwrap_or(u32::MAX);
-    if let Some(bytes) = size_option(job, "bitmap-block-size", 1)? {
-        geometry.bytes_per_bit = u32::try_from(bytes).unwrap_or(u32::MAX);
-    }
-    geometry.check().map_err(|e| Failure::new(EXIT_ARGUMENT, e.to_string()))?;
-    Ok(geometry)
+    let narrow = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
+    Ok(Some((narrow(stripes), narrow(stripe_kib / BLOCK_KIB))))
 }
 
 /// A number with an optional suffix, in bytes; without suffix it counts `unit` bytes.
@@ -299,7 +312,9 @@ fn check_existing_data(job: &Job, layout: &Layout) -> Result<Option<i32>, Failur
         layout.bitmap_pos(),
         what.name()
     ));
-    if what == What::Data {
+    // A file system that does not say how large it is may be as large as the device.
+    let unsized_there = job.kind == Kind::Internal && matches!(what, What::Filesystem { bytes: 0, .. });
+    if what == What::Data || unsized_there {
         print("\n ==> This might destroy existing data! <==\n");
         return Ok(proceed(job));
     }

@@ -70,7 +70,12 @@ impl Device {
         never_ask: bool,
         question: Question,
     ) -> Result<Self, Failure> {
-        let failed = |e: &std::io::Error| Failure::new(EXIT_USAGE, format!("open({path}) failed: {e}"));
+        let failed = |e: &std::io::Error| {
+            let text = e
+                .raw_os_error()
+                .map_or_else(|| e.to_string(), |code| nix::errno::Errno::from_raw(code).desc().to_owned());
+            Failure::new(EXIT_USAGE, format!("open({path}) failed: {text}"))
+        };
         let exclusive = !read_only && !matches!(kind, Kind::Indexed(_));
         let open =
             |flags: i32| OpenOptions::new().read(true).write(!read_only).custom_flags(flags).open(path);

@@ -268,8 +268,10 @@ fn check_options(verb: &Verb, version: Version, scanned: &cli::Scanned) -> Resul
     const NODE_ID_MAX: u32 = 31;
     let wrong = |text: String| Err(Failure::new(EXIT_ARGUMENT, text));
     let name = verb.name;
+    let al = |n: &str| name == "restore-md" && n.starts_with("al-stripe");
     if name != "create-md"
-        && let Some((option, _)) = scanned.flags.iter().find(|(n, _)| CREATE_ONLY.contains(&n.as_str()))
+        && let Some((option, _)) =
+            scanned.flags.iter().find(|(n, _)| CREATE_ONLY.contains(&n.as_str()) && !al(n))
     {
         return wrong(format!("The --{option} option is only allowed with create-md"));
     }
@@ -378,8 +380,9 @@ fn restore_md(job: &mut Job) -> Result<i32, Failure> {
         print("Operation canceled.\n");
         return Ok(EXIT_FAILED);
     }
+    let geometry = create::al_geometry(job)?;
     eprintln!("reinitializing");
-    image::restore_md(&job.device.file, job.kind, None, None, &parsed).map_err(|e| job.io_failure(&e))?;
+    image::restore_md(&job.device.file, job.kind, None, geometry, &parsed).map_err(|e| job.io_failure(&e))?;
     if let Ok((sb, _)) = job.superblock("") {
         job.remember(sb.device_uuid);
     }

@@ -171,7 +171,9 @@ pub fn ask(resource: &str, object: &str, command: &Command) -> Result<Payload, F
     let give_up = Instant::now() + RETRY_TOTAL;
     let mut pause = RETRY_FIRST;
     loop {
-        let reply = match engines::call(resource, command.clone()) {
+        let ends = matches!(command, Command::Down | Command::DelResource);
+        let send = if ends { engines::end } else { engines::call };
+        let reply = match send(resource, command.clone()) {
             Ok(reply) => reply,
             Err(ClientError::NotRunning { .. }) => {
                 let refusal = Refusal::new(palisade_control::code::RES_NOT_KNOWN);
