@@ -88,7 +88,7 @@ fn a_mounted_device_stays_and_names_its_users() {
     let node = params.node();
     let engine = engine(&disk);
     engine.attach(&params).unwrap();
-    assert_eq!(engine.in_use(), []);
+    eventually("the end of udev's look at it", || engine.in_use().is_empty());
     run("mkfs.ext4", &["-q", text(&node)]);
     let at = dir.path().join("mount point");
     fs::create_dir(&at).unwrap();
@@ -170,19 +170,20 @@ fn force_fails_what_waits() {
     let params = params(dir.path(), 4);
     let engine = engine(&disk);
     engine.attach(&params).unwrap();
+    let reader = direct(&params.node());
     engine.frozen.store(true, Ordering::Relaxed);
+    engine.together.store(0, Ordering::Relaxed);
     let dd = Command::new("dd")
         .args(["if=/dev/zero", "bs=64k", "count=8", "oflag=direct", "status=none"])
-        .arg(format!("of={}", params.node().display()))
+        .stdout(reader.try_clone().unwrap())
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
     eventually("a write", || engine.together.load(Ordering::Relaxed) > 0);
-    let reader = direct(&params.node());
     engine.detach(true).unwrap();
     let output = dd.wait_with_output().unwrap();
     let message = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(message.contains("Input/output error"), "{message}");
+    assert!(!output.status.success() && message.contains("Input/output error"), "{message}");
     assert!(!exists(&params.node()));
     assert!(reader.read_at(&mut [0; 4096], 0).is_err(), "later requests fail too");
     drop(reader);
@@ -209,12 +210,12 @@ fn what_is_not_ours_stays() {
     let error = engine.attach(&params).unwrap_err();
     assert!(matches!(error, DeviceError::Foreign { .. }), "{error}");
     assert_eq!(fs::read_to_string(params.node()).unwrap(), "precious");
-    assert!(carriers(params.minor).is_empty());
+    eventually("the release of the device", || carriers(params.minor).is_empty());
     fs::remove_file(params.node()).unwrap();
     run("mknod", &[text(&params.node()), "b", "147", "5"]);
     let error = engine.attach(&params).unwrap_err().to_string();
     assert!(error.contains("kernel's DRBD"), "{error}");
-    assert!(carriers(params.minor).is_empty());
+    eventually("the release of the device", || carriers(params.minor).is_empty());
     fs::remove_file(params.node()).unwrap();
 
     // A second engine for a minor that lives.
@@ -222,7 +223,7 @@ fn what_is_not_ours_stays() {
     let second = self::engine(&disk);
     let error = second.attach(&params).unwrap_err().to_string();
     assert!(error.contains(&format!("engine with PID {}", std::process::id())), "{error}");
-    assert_eq!(carriers(params.minor).len(), 1);
+    eventually("the release of the second device", || carriers(params.minor).len() == 1);
     run("qemu-io", &["-f", "raw", "-c", "write -P 5 0 4k", text(&params.node())]);
 
     // Released behind our back.

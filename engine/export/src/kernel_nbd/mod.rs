@@ -91,9 +91,9 @@ impl Carrier for Nbd {
 
     fn resize(&self, attachment: &Attachment, size: u64) -> Work<()> {
         self.pump.set_size(size);
-        let number = attachment.number;
+        let (number, tag) = (attachment.number, self.tag.clone());
         let run = move || {
-            let result = NbdControl::open().and_then(|mut control| control.resize(number, size));
+            let result = NbdControl::open().and_then(|mut control| control.resize(number, &tag, size));
             result.map_err(system("changing the size of the device", "see the kernel log"))
         };
         Work { keep: Vec::new(), run: Box::new(run) }

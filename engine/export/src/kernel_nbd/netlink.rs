@@ -76,10 +76,12 @@ impl NbdControl {
         exchange(&mut self.socket, self.family, CMD_DISCONNECT, &attributes).map(drop)
     }
 
-    pub fn resize(&mut self, number: u32, size: u64) -> io::Result<()> {
+    /// Gives a device another size; the kernel wants to hear the identifier it was connected with.
+    pub fn resize(&mut self, number: u32, identifier: &str, size: u64) -> io::Result<()> {
         let mut attributes = Vec::new();
         put(&mut attributes, ATTR_INDEX, &number.to_ne_bytes());
         put(&mut attributes, ATTR_SIZE_BYTES, &size.to_ne_bytes());
+        put(&mut attributes, ATTR_BACKEND_IDENTIFIER, &[identifier.as_bytes(), &[0]].concat());
         exchange(&mut self.socket, self.family, CMD_RECONFIGURE, &attributes).map(drop)
     }
 }

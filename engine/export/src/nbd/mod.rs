@@ -9,6 +9,8 @@
 //!    receive now (too much in flight, or closed); ask again after [`Session::complete`] or
 //!    [`Session::take_output`].
 //! 2. [`Session::next_request`] until none; answer each with [`Session::complete`], in any order.
+//!    Received requests beyond the limits wait inside the session: after [`Session::complete`] and
+//!    [`Session::take_output`] ask again, before waiting for the socket.
 //! 3. [`Session::take_output`]: chunks for one `writev`, in order.
 //! 4. When [`Session::is_finished`], close the connection.
 //!

@@ -135,11 +135,16 @@ impl NbdServer {
 
 fn serve(mut stream: UnixStream, mut session: Session, disk: &MemDisk) {
     loop {
-        // Answers in reverse order: clients must not rely on any.
-        let mut requests: Vec<_> = std::iter::from_fn(|| session.next_request()).collect();
-        requests.reverse();
-        for request in requests {
-            session.complete(request.id, disk.answer(&request.op));
+        // Answers in reverse order: clients must not rely on any. An answer can admit more requests.
+        loop {
+            let mut requests: Vec<_> = std::iter::from_fn(|| session.next_request()).collect();
+            if requests.is_empty() {
+                break;
+            }
+            requests.reverse();
+            for request in requests {
+                session.complete(request.id, disk.answer(&request.op));
+            }
         }
         for chunk in session.take_output() {
             if stream.write_all(&chunk).is_err() {
