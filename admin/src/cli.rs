@@ -26,12 +26,15 @@ impl Failure {
     }
 }
 
-/// Writes to stdout; a reader that went away ends the program quietly.
+/// Writes to stdout. A reader that went away must not keep a command from being done.
 pub fn print(text: &str) {
+    let _ = try_print(text);
+}
+
+/// Writes to stdout; false if nobody reads any more.
+pub fn try_print(text: &str) -> bool {
     let mut out = std::io::stdout().lock();
-    if out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_err() {
-        std::process::exit(0);
-    }
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_ok()
 }
 
 /// ` Did you mean 'X'?` for the closest of some words, if one is close.

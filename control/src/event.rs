@@ -154,6 +154,7 @@ impl Differ {
             let before = old.and_then(|o| o.connection(connection.peer_node_id));
             self.peer_devices(new, before, connection);
             self.paths(new, before, connection);
+            self.lost_peer_devices(new, before, connection);
         }
         let Some(old) = old else { return };
         for gone in old.connections.iter().filter(|c| new.connection(c.peer_node_id).is_none()) {
@@ -223,11 +224,6 @@ impl Differ {
                 Some(_) => {}
             }
         }
-        for gone in old.map(|o| o.peer_devices.as_slice()).unwrap_or_default() {
-            if !new.peer_devices.iter().any(|p| p.volume == gone.volume) {
-                self.peer_device(Action::Destroy, &resource.name, new, gone);
-            }
-        }
     }
 
     fn paths(&mut self, resource: &ResourceStatus, old: Option<&ConnectionStatus>, new: &ConnectionStatus) {
@@ -244,6 +240,19 @@ impl Differ {
         for gone in before {
             if !paths_of(new).iter().any(|p| same(p, gone)) {
                 self.path(Action::Destroy, &resource.name, new, gone);
+            }
+        }
+    }
+
+    fn lost_peer_devices(
+        &mut self,
+        resource: &ResourceStatus,
+        old: Option<&ConnectionStatus>,
+        new: &ConnectionStatus,
+    ) {
+        for gone in old.map(|o| o.peer_devices.as_slice()).unwrap_or_default() {
+            if !new.peer_devices.iter().any(|p| p.volume == gone.volume) {
+                self.peer_device(Action::Destroy, &resource.name, new, gone);
             }
         }
     }
@@ -316,5 +325,73 @@ fn resource_event(action: Action, resource: &ResourceStatus) -> Event {
             name: resource.name.clone(),
             ..*resource
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{ReplicationState, Role};
+
+    fn sample() -> ResourceStatus {
+        let all: Vec<ResourceStatus> =
+            serde_json::from_str(include_str!("../tests/data/status-9.2.18.json")).unwrap();
+        let mut r0 = all.into_iter().next().unwrap();
+        r0.connections[0].paths = Some(vec![PathStatus {
+            this_host: "10.0.0.1:7788".parse().unwrap(),
+            remote_host: "10.0.0.2:7788".parse().unwrap(),
+            established: true,
+        }]);
+        r0
+    }
+
+    fn words(events: &[Event]) -> Vec<String> {
+        let mut printer = crate::render::EventPrinter::new(false, false);
+        events
+            .iter()
+            .filter_map(|e| printer.line(e))
+            .map(|l| l.split(' ').take(2).collect::<Vec<_>>().join(" "))
+            .collect()
+    }
+
+    #[test]
+    fn parents_come_first_and_go_last() {
+        let r0 = sample();
+        assert_eq!(
+            words(&diff(None, Some(&r0), true)),
+            ["exists resource", "exists connection", "exists device", "exists peer-device", "exists path"]
+        );
+        assert_eq!(
+            words(&diff(Some(&r0), None, false)),
+            [
+                "destroy path",
+                "destroy peer-device",
+                "destroy connection",
+                "destroy device",
+                "destroy resource"
+            ]
+        );
+        assert!(diff(Some(&r0), Some(&r0), false).is_empty());
+    }
+
+    #[test]
+    fn change_lines_hold_what_changed() {
+        let before = sample();
+        let mut after = before.clone();
+        after.role = Role::Secondary;
+        after.connections[0].peer_devices[0].replication_state = ReplicationState::WFBitMapS;
+        let mut printer = crate::render::EventPrinter::new(false, false);
+        for event in diff(None, Some(&before), false) {
+            printer.line(&event);
+        }
+        let lines: Vec<String> =
+            diff(Some(&before), Some(&after), false).iter().filter_map(|e| printer.line(e)).collect();
+        assert_eq!(
+            lines,
+            [
+                "change resource name:r0 role:Secondary may_promote:yes promotion_score:10102",
+                "change peer-device name:r0 peer-node-id:1 conn-name:vm2 volume:0 replication:WFBitMapS"
+            ]
+        );
     }
 }

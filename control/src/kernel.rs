@@ -356,7 +356,9 @@ mod tests {
         script(
             dir.path(),
             "drbdsetup",
-            &format!("case \"$*\" in 'status r0 --json') cat {here}/json;; *) printf '[\\n]\\n'; exit 10;; esac"),
+            &format!(
+                "case \"$*\" in 'status r0 --json') cat {here}/json;; *) printf '[\\n]\\n'; exit 10;; esac"
+            ),
         );
         let kernel = Kernel::find_in(std::iter::once(dir.path().to_owned()))
             .unwrap()

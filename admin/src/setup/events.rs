@@ -17,7 +17,7 @@ use palisade_control::{
 };
 
 use super::{Call, EXIT_USAGE, hand_over, unsupported};
-use crate::cli::{Failure, print};
+use crate::cli::{Failure, try_print};
 use crate::engines::{self, QUERY_LIMIT, Server};
 use crate::system::Local;
 
@@ -107,7 +107,7 @@ impl Follower {
             self.streams.insert(name, stream);
         }
         self.line(now, EXISTS_END, &mut out);
-        print(&out);
+        show(&out);
         Ok(())
     }
 
@@ -166,7 +166,7 @@ impl Follower {
                 self.line(now, &line, &mut out);
             }
         }
-        print(&out);
+        show(&out);
     }
 
     /// Follows engines that were started since.
@@ -193,7 +193,7 @@ impl Follower {
                 self.streams.insert(name, stream);
             }
         }
-        print(&out);
+        show(&out);
     }
 
     /// Adds the lines of a batch; `instead` replaces `exists`.
@@ -217,6 +217,13 @@ impl Follower {
         }
         out.push_str(line);
         out.push('\n');
+    }
+}
+
+/// Lost output ends the program: there is nobody to follow events for.
+fn show(text: &str) {
+    if !text.is_empty() && !try_print(text) {
+        std::process::exit(0);
     }
 }
 
@@ -305,14 +312,14 @@ impl KernelEvents {
             let mut line = String::new();
             match self.lines.read_line(&mut line) {
                 Ok(0) | Err(_) => {
-                    print(&out);
+                    show(&out);
                     return false;
                 }
                 Ok(_) => out.push_str(&line),
             }
             // Only whole lines are written by the tool; what is left would block.
             if self.lines.buffer().is_empty() {
-                print(&out);
+                show(&out);
                 return true;
             }
         }

@@ -60,8 +60,8 @@ pub const VERBS: &[Verb] = &[
             minor(c, |c, minor| {
                 Ok(Command::Attach {
                     minor,
-                    backing_device: c.word(1).to_owned(),
-                    meta_device: c.word(2).to_owned(),
+                    backing_device: absolute(c.word(1)),
+                    meta_device: absolute(c.word(2)),
                     meta_index: c.word(3).parse::<MetaIndex>().map_err(|e| Failure::new(EXIT_USAGE, e))?,
                     options: c.scanned.options.clone(),
                 })
@@ -412,6 +412,14 @@ pub fn node_id(text: &str) -> Result<u8, Failure> {
     text.parse::<u8>().ok().filter(|n| *n <= NODE_ID_MAX).ok_or_else(|| {
         Failure::new(EXIT_USAGE, format!("'{text}' is not a node id; expected 0 to {NODE_ID_MAX}"))
     })
+}
+
+/// The engine works in another directory.
+fn absolute(path: &str) -> String {
+    std::path::absolute(path)
+        .ok()
+        .and_then(|p| p.to_str().map(str::to_owned))
+        .unwrap_or_else(|| path.to_owned())
 }
 
 fn endpoint(c: &Call<'_>, index: usize) -> Result<Endpoint, Failure> {

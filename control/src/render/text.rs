@@ -341,3 +341,77 @@ fn disk_sgr(state: DiskState, palette: &Palette) -> Option<&'static str> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::SyncDetails;
+
+    /// The replayed example of `spec/cli.md` §12.1; where it lets a line grow beyond 80 columns we do as
+    /// recordings of a real kernel show.
+    fn example() -> ResourceStatus {
+        let mut r: ResourceStatus = serde_json::from_str(
+            r#"{"name":"r1","node-id":4,"role":"Secondary","devices":[{"volume":0,"minor":1000,
+            "disk-state":"UpToDate","open":false,"backing_dev":"/dev/sda","size":5,"read":10,"written":15,
+            "al-writes":40,"bm-writes":50,"upper-pending":60,"lower-pending":70}],"connections":[{"peer-node-id":1,
+            "name":"nodeb","connection-state":"Connected","peer-role":"Primary","tls":false,"ap-in-flight":10,
+            "rs-in-flight":20,"peer_devices":[{"volume":0,"replication-state":"SyncSource",
+            "peer-disk-state":"Inconsistent","received":5,"sent":10,"out-of-sync":2500,"pending":30,"unacked":40}]}]}"#,
+        )
+        .unwrap();
+        r.connections[0].peer_devices[0].sync = Some(SyncDetails {
+            rs_total: 8000,
+            rs_dt_start_ms: 6000,
+            rs_paused_ms: 0,
+            rs_dt0_ms: 1000,
+            rs_db0_sectors: 500,
+            rs_dt1_ms: 1000,
+            rs_db1_sectors: 500,
+            rs_failed: 0,
+            rs_same_csum: 0,
+            want: 0.0,
+            verify: None,
+        });
+        r
+    }
+
+    #[test]
+    fn the_example_of_the_specification() {
+        let all = [example()];
+        assert_eq!(
+            status_text(&all, &TextOptions::default()),
+            "r1 role:Secondary\n  disk:UpToDate open:no\n  nodeb role:Primary\n    replication:SyncSource \
+             peer-disk:Inconsistent done:37.50\n\n"
+        );
+        let full = TextOptions { verbose: 1, statistics: true, ..TextOptions::default() };
+        assert_eq!(
+            status_text(&all, &full),
+            "r1 node-id:4 role:Secondary suspended:no force-io-failures:no
+    write-ordering:none
+  volume:0 minor:1000 disk:UpToDate backing_dev:/dev/sda quorum:yes open:no
+      size:5 read:10 written:15 al-writes:40 bm-writes:50 upper-pending:60
+      lower-pending:70 al-suspended:no blocked:no
+  nodeb node-id:1 connection:Connected role:Primary tls:no congested:no
+      ap-in-flight:10 rs-in-flight:20
+    volume:0 replication:SyncSource peer-disk:Inconsistent done:37.50
+        resync-suspended:no
+        received:5 sent:10 out-of-sync:2500 pending:30 unacked:40 dbdt1:0.24
+        eta:10
+
+"
+        );
+    }
+
+    #[test]
+    fn colours_do_not_count_as_columns() {
+        let options = TextOptions { color: true, terminal: true, ..TextOptions::default() };
+        let text = status_text(&[example()], &options);
+        assert!(text.contains("disk:\x1b[1;32mUpToDate\x1b[0m open:no\n"), "{text:?}");
+        assert!(text.contains("nodeb role:\x1b[36mPrimary\x1b[0m\n"), "{text:?}");
+    }
+
+    #[test]
+    fn nothing_configured() {
+        assert_eq!(status_text(&[], &TextOptions::default()), "# No currently configured DRBD found.\n");
+    }
+}
