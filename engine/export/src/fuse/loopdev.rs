@@ -10,6 +10,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 const LOOP_CLR_FD: libc::c_ulong = 0x4c01;
 const LOOP_SET_STATUS64: libc::c_ulong = 0x4c04;
@@ -166,10 +167,22 @@ impl Loop {
         unsafe { sys::ioctl_struct(device.as_fd(), LOOP_SET_STATUS64, &mut info) }.map(drop)
     }
 
-    /// Takes over the file's present size.
-    pub fn update_size(&self) -> io::Result<()> {
+    /// Takes over the file's new size; `refresh` makes the kernel ask for it.
+    ///
+    /// The kernel drops an answer that overlaps with another request for the attributes (udev asks too),
+    /// so what counts is the size the device has in the end.
+    pub fn update_size(&self, size: u64, refresh: impl Fn() -> io::Result<()>) -> io::Result<()> {
         let device = self.open(false)?;
-        sys::ioctl_number(device.as_fd(), LOOP_SET_CAPACITY, 0).map(drop)
+        for _ in 0..ATTEMPTS_MAX {
+            refresh()?;
+            sys::ioctl_number(device.as_fd(), LOOP_SET_CAPACITY, 0)?;
+            let sectors = fs::read_to_string(format!("/sys/block/loop{}/size", self.number))?;
+            if sectors.trim().parse() == Ok(size / 512) {
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Err(io::Error::other("the kernel keeps the old size"))
     }
 
     /// Whether the device still serves the file of that name.

@@ -75,7 +75,7 @@ impl Carrier for Fuse {
         self.connection.set_size(size);
         let (mount, file, device) = (self.mount.as_raw_fd(), self.file.clone(), attachment.device.clone());
         let run = move || {
-            let result = sys::refresh_attributes(mount, &file).and_then(|_| device.update_size());
+            let result = device.update_size(size, || sys::refresh_attributes(mount, &file).map(drop));
             result.map_err(system("changing the size of the device", "see the kernel log"))
         };
         Work { keep: vec![mount], run: Box::new(run) }
