@@ -327,6 +327,15 @@ impl Core {
             d.ldev = Some(l);
             d.exposed_uuid = 0;
         }
+        if lost_quorum {
+            // Which peers missed writes is only known by the bits.
+            for n in self.peers() {
+                let bits = self.ldev(v).and_then(|l| l.slot(n).map(|s| l.bitmap.weight(s))).unwrap_or(0);
+                if let Some(p) = self.pds.get_mut(&(n, v)) {
+                    p.lost_writes = bits > 0;
+                }
+            }
+        }
         let scope = self.scope(None, Some(v));
         self.log(LogLevel::Info, scope, format!("attached to current UUID: {current:016X}"));
         self.force("attach", |s| {

@@ -104,6 +104,9 @@ pub(crate) struct PeerDevice {
     pub resync_done_sectors: u64,
     /// Our own UUIDs last sent to the peer were flagged just so; used by finished-resync detection.
     pub sent_slot: u64,
+    /// Writes of this node were lost on the way to the peer and no new generation tells so (no quorum): until they
+    /// are resynced this node presents itself to the peer as a Primary that lost quorum.
+    pub lost_writes: bool,
     /// A reconciliation with this peer is pending.
     pub reconciliation: bool,
     /// The peer said GOT_STABLE and the comparison is to be run again.
@@ -142,6 +145,7 @@ impl PeerDevice {
             resync_failed_bits: 0,
             resync_done_sectors: 0,
             sent_slot: 0,
+            lost_writes: false,
             reconciliation: false,
             got_stable: false,
             missed_end_source: false,

@@ -8,6 +8,7 @@ use crate::types::{NodeId, NodeMask, VolumeNr};
 use palisade_metadata::{DeviceFlags, PeerFlags};
 use palisade_wire::enums::{ConnState, DiskState, ReplState, Role};
 use palisade_wire::{Packet, StateWord};
+use std::collections::BTreeSet;
 
 fn had_data(d: DiskState) -> bool {
     d >= DiskState::Inconsistent && d != DiskState::DUnknown && d != DiskState::Outdated
@@ -22,6 +23,12 @@ impl Core {
                 d.had_quorum = q.real;
             }
         }
+        let unconfirmed: BTreeSet<(NodeId, VolumeNr)> = self
+            .pds
+            .keys()
+            .copied()
+            .filter(|(n, v)| old.connected(*n) && !self.st.connected(*n) && self.has_unconfirmed(*n, *v))
+            .collect();
         // 1. Links that went away: writers and readers learn first, with the new suspension flags in force.
         for n in self.peers() {
             if old.connected(n) && !self.st.connected(n) {
@@ -37,7 +44,7 @@ impl Core {
                 }
             }
         }
-        self.mark_generations(old);
+        self.mark_generations(old, &unconfirmed);
         for v in self.vnrs() {
             self.both_up_to_date(v);
             self.quorum_marks(old, v);
@@ -55,6 +62,13 @@ impl Core {
             let got_stable = !old.stable() && self.st.stable();
             for v in self.vnrs() {
                 self.todo(Todo::SendUuids { vnr: v, except: None, got_stable });
+            }
+        }
+        for v in self.vnrs() {
+            let regained =
+                old.devs.get(&v).is_some_and(|d| !d.quorum) && self.st.devs.get(&v).is_some_and(|d| d.quorum);
+            if regained && self.is_primary() && old.role == Role::Primary {
+                self.todo(Todo::NewGeneration(v));
             }
         }
         if old.suspended() && !self.st.suspended() {
@@ -132,7 +146,7 @@ impl Core {
     }
 
     /// `spec/state-machine.md` §8.4 and the immediate cases of §8.5.
-    fn mark_generations(&mut self, old: &State) {
+    fn mark_generations(&mut self, old: &State, unconfirmed: &BTreeSet<(NodeId, VolumeNr)>) {
         if self.st.role != Role::Primary {
             return;
         }
@@ -158,8 +172,13 @@ impl Core {
                 {
                     now = true;
                 }
-                if lost && self.has_unconfirmed(n, v) && self.st.devs.get(&v).is_some_and(|d| d.quorum) {
+                if unconfirmed.contains(&(n, v)) {
                     now = true;
+                    if self.st.devs.get(&v).is_none_or(|d| !d.quorum)
+                        && let Some(p) = self.pds.get_mut(&(n, v))
+                    {
+                        p.lost_writes = true;
+                    }
                 }
             }
             if old_disk > DiskState::Failed && disk <= DiskState::Failed && self.st.data_accessible(v) {
@@ -291,6 +310,7 @@ impl Core {
             })
             .collect();
         let members = self.members;
+        let lost_writes = self.pds.iter().any(|((_, pv), p)| *pv == v && p.lost_writes);
         let Some(dev) = self.devs.get_mut(&v) else { return };
         let crashed = dev.crashed_primary;
         let lost_quorum = dev.primary_lost_quorum;
@@ -298,7 +318,7 @@ impl Core {
         let f = &mut l.sb.flags;
         f.set(DeviceFlags::AL_CLEAN, false);
         f.set(DeviceFlags::CRASHED_PRIMARY, crashed || (primary && disk != DiskState::Detaching));
-        f.set(DeviceFlags::PRIMARY_LOST_QUORUM, lost_quorum);
+        f.set(DeviceFlags::PRIMARY_LOST_QUORUM, lost_quorum || lost_writes);
         if disk >= DiskState::Inconsistent {
             f.set(DeviceFlags::CONSISTENT, disk > DiskState::Inconsistent);
             f.set(DeviceFlags::WAS_UP_TO_DATE, disk > DiskState::Outdated);

@@ -186,12 +186,17 @@ impl Core {
         match s {
             Strategy::SyncSourceCopyBitmap => {
                 let from = copy_from.and_then(NodeId::new);
+                // A resync clears bits long before the slot's UUID says so: such a slot does not tell any more
+                // what this peer missed.
+                let busy = from.is_some_and(|f| self.st.repl(f, v) > ReplState::Established);
                 if let Some(l) = self.ldev(v)
                     && let Some(to) = l.slot(n)
                 {
-                    match from.and_then(|f| l.slot(f)) {
+                    match from.filter(|_| !busy).and_then(|f| l.slot(f)) {
                         Some(f) => {
-                            l.bitmap.copy_slot(f, to);
+                            // The own slot may know of writes the other does not.
+                            let words = l.bitmap.words(f).to_vec();
+                            l.bitmap.or_words(to, 0, &words);
                         }
                         None => {
                             l.bitmap.set_all(to);

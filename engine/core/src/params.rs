@@ -157,6 +157,7 @@ impl Core {
         let shown = set.presented(self.known_nodes(v), source.map(|s| s.1), target_of);
         let c = self.conns.get(&n)?;
         let disk = self.st.disk(v);
+        let lost_writes = self.pds.get(&(n, v)).is_some_and(|p| p.lost_writes);
         let inconsistent = disk == DiskState::Inconsistent
             || (matches!(disk, DiskState::Negotiating | DiskState::Attaching)
                 && !l.sb.flags.contains(DeviceFlags::CONSISTENT));
@@ -165,8 +166,8 @@ impl Core {
             .with(UuidFlags::CRASHED_PRIMARY, d.crashed_primary)
             .with(UuidFlags::INCONSISTENT, inconsistent)
             .with(UuidFlags::STABLE, self.st.stable())
-            .with(UuidFlags::RECONNECT, c.was_connected && !self.st.connected(n))
-            .with(UuidFlags::PRIMARY_LOST_QUORUM, d.primary_lost_quorum)
+            .with(UuidFlags::RECONNECT, c.was_connected && !self.st.connected(n) && !lost_writes)
+            .with(UuidFlags::PRIMARY_LOST_QUORUM, d.primary_lost_quorum || lost_writes)
             .with(UuidFlags::SYNC_TARGET, source.is_some());
         let bits = l.slot(n).map_or(0, |s| l.bitmap.weight(s));
         Some((shown, flags, bits))
@@ -289,6 +290,12 @@ impl Core {
             forced,
         };
         let Some(g) = set.new_current(&input) else { return };
+        // The generation itself tells those peers now.
+        for ((n, pv), p) in &mut self.pds {
+            if *pv == v && g.slots & n.mask().0 != 0 {
+                p.lost_writes = false;
+            }
+        }
         self.store_uuids(v, &set);
         self.gate_writes_on_superblock(v);
         let scope = self.scope(None, Some(v));
@@ -297,7 +304,6 @@ impl Core {
             scope,
             format!("new current UUID: {:016X} weak: {:016X}", set.current, self.weak_mask(v)),
         );
-        let _ = g;
         let weak = self.weak_mask(v);
         self.when_durable(v, crate::device::Then::AnnounceGeneration { weak, forced });
     }
@@ -345,6 +351,9 @@ impl Core {
 
     /// Clears bits and bitmap UUID towards a peer that is known to be equal.
     pub(crate) fn clear_slot(&mut self, n: NodeId, v: VolumeNr) {
+        if let Some(p) = self.pds.get_mut(&(n, v)) {
+            p.lost_writes = false;
+        }
         let me = self.me.get();
         if let Some(mut set) = self.uuid_set(v) {
             set.clear_slot(me, n.get());
@@ -602,6 +611,7 @@ impl Core {
         } else if established
             && self.st.disk(v) == DiskState::Inconsistent
             && self.st.pdsk(n, v) == DiskState::UpToDate
+            && !self.is_sync_target(v)
         {
             // The peer was forced to be UpToDate while both were Inconsistent.
             self.reconsider(n, v);
@@ -831,6 +841,7 @@ impl Core {
         let conn = ReplState::from_u8(w.conn());
         let before = self.st.repl(n, v);
         let old_pdsk = self.st.pdsk(n, v);
+        let became_primary = role == Role::Primary && self.st.peer_role(n) != Role::Primary;
         let source = matches!(before, ReplState::SyncSource | ReplState::PausedSyncS);
         let ended = source && conn == Some(ReplState::Established);
         self.force("peer-state", |s| {
@@ -856,6 +867,8 @@ impl Core {
             && (disk == DiskState::Negotiating || self.st.disk(v) == DiskState::Negotiating);
         // The peer was forced to be UpToDate; its new identifiers came before, or will come and ask again.
         let forced = before == ReplState::Established
+            && became_primary
+            && !self.is_sync_target(v)
             && self.st.disk(v) == DiskState::Inconsistent
             && old_pdsk < DiskState::UpToDate
             && real == DiskState::UpToDate
@@ -873,6 +886,14 @@ impl Core {
         if ended {
             self.source_finished(n, v);
         }
+    }
+
+    /// The volume is, or is about to be, resynced from somebody.
+    fn is_sync_target(&self, v: VolumeNr) -> bool {
+        use ReplState as R;
+        self.st
+            .peers_of(v)
+            .any(|(_, p)| matches!(p.repl, R::WFBitMapT | R::SyncTarget | R::PausedSyncT | R::StartingSyncT))
     }
 
     /// INCONSISTENT tells the real disk state while the word says Negotiating.

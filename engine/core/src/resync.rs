@@ -851,7 +851,12 @@ impl Core {
             let scope = self.scope(Some(n), Some(v));
             self.log(LogLevel::Warn, scope, "Peer was unstable during resync");
         } else {
-            self.send_uuids(n, v, UuidFlags::NONE, 0);
+            // Before the states, so that nobody compares a new state with old identifiers.
+            for m in self.st.connected_mask().iter().collect::<Vec<_>>() {
+                if self.st.repl(m, v) >= ReplState::Established {
+                    self.send_uuids(m, v, UuidFlags::NONE, 0);
+                }
+            }
         }
         let crashed_source = source.flags.contains(UuidFlags::CRASHED_PRIMARY);
         if !failed
@@ -889,11 +894,6 @@ impl Core {
                 }
             }
         });
-        for m in self.st.connected_mask().iter().filter(|m| *m != n).collect::<Vec<_>>() {
-            if self.st.repl(m, v) >= ReplState::Established {
-                self.send_uuids(m, v, UuidFlags::NONE, 0);
-            }
-        }
         let call = HandlerCall {
             name: "after-resync-target",
             vnr: Some(v),

@@ -729,8 +729,10 @@ impl Core {
 
     /// Suspension ended: withheld completions and waiting requests go on.
     pub(crate) fn thaw(&mut self) {
-        for id in std::mem::take(&mut self.held) {
-            self.maybe_complete(id);
+        // Not completed, so whoever did not get them may get them again: they are issued anew, to everybody.
+        let held: Vec<u64> = std::mem::take(&mut self.held).into_iter().collect();
+        for id in held.into_iter().rev() {
+            self.issue_again(id);
         }
         for id in self.flushes.keys().copied().collect::<Vec<_>>() {
             self.maybe_finish_flush(id);
@@ -739,6 +741,31 @@ impl Core {
             self.todo(Todo::Kick(v));
             self.retry_reads(v);
         }
+    }
+
+    /// Puts a write that was withheld back to the front of the queue.
+    fn issue_again(&mut self, id: u64) {
+        let Some(r) = self.requests.get_mut(&id) else { return };
+        if r.completed {
+            return;
+        }
+        r.completed = true;
+        let (v, block, sector, len) = (r.vnr, r.block, r.sector, r.len);
+        let op = match &r.payload {
+            Payload::Data { data, fua } => BlockOp::Write { sector, data: data.clone(), fua: *fua },
+            Payload::Discard => BlockOp::Discard { sector, len },
+            Payload::Zeroes { unmap } => BlockOp::WriteZeroes { sector, len, unmap: *unmap },
+        };
+        let epoch = r.epoch;
+        if let Some(d) = self.devs.get_mut(&v) {
+            d.locks.remove(id, sector);
+            d.waiting.push_front(Waiting { id: block, op });
+        }
+        if epoch == self.epoch {
+            self.epoch_completed = true;
+            self.epoch_open_writes = self.epoch_open_writes.saturating_sub(1);
+        }
+        self.settle_request(id);
     }
 
     pub(crate) fn got_barrier_ack(&mut self, n: NodeId, barrier: u32, set_size: u32) {
@@ -909,9 +936,9 @@ impl Core {
 
     /// Writes were sent to the peer and it did not confirm them.
     pub(crate) fn has_unconfirmed(&self, n: NodeId, v: VolumeNr) -> bool {
-        self.requests.values().any(|r| {
-            r.vnr == v && r.peers.iter().any(|l| l.node == n && matches!(l.leg, Leg::Pending | Leg::Lost))
-        })
+        self.requests
+            .values()
+            .any(|r| r.vnr == v && r.submitted && r.peers.iter().any(|l| l.node == n && !l.settled))
     }
 
     pub(crate) fn oldest_unacked(&self, n: NodeId) -> Option<Time> {

@@ -1,5 +1,7 @@
 //! Cores wired together directly: what a cluster does when nothing goes wrong but the things a test asks for.
 
+#![allow(clippy::unwrap_used, clippy::panic)]
+
 use bytes::Bytes;
 use palisade_core::config::{CoreConfig, DiskConfig, NetConfig, QuorumOption, ResourceConfig};
 use palisade_core::io::{
@@ -33,6 +35,8 @@ struct Cluster {
     now: Time,
     links: BTreeSet<(u8, u8)>,
     cut: BTreeSet<(u8, u8)>,
+    /// Links that swallow packets.
+    silent: BTreeSet<(u8, u8)>,
     inbox: VecDeque<(usize, Input)>,
     next: u64,
     trace: bool,
@@ -49,6 +53,7 @@ impl Cluster {
             now: Time(1_000_000_000),
             links: BTreeSet::new(),
             cut: BTreeSet::new(),
+            silent: BTreeSet::new(),
             inbox: VecDeque::new(),
             next: 1,
             trace: std::env::var("TRACE").is_ok(),
@@ -255,7 +260,8 @@ impl Cluster {
                     ));
                 }
                 Output::Send { peer, stream, volume, packet, digest, data } => {
-                    if self.linked(i as u8, peer.get()) {
+                    let (a, b) = (peer.get().min(i as u8), peer.get().max(i as u8));
+                    if self.linked(a, b) && !self.silent.contains(&(a, b)) {
                         self.inbox.push_back((
                             peer.idx(),
                             Input::Packet { peer: id(i as u8), stream, volume, packet, digest, data },
@@ -503,4 +509,35 @@ fn down_takes_everything_apart() {
         c.ok(i, Command::Down);
         assert_eq!(c.disk(i), DiskState::Diskless);
     }
+}
+
+#[test]
+fn writes_lost_with_the_quorum_are_issued_again() {
+    let mut c = Cluster::new(3, QuorumOption::Majority);
+    c.wait("connected", |c| (0..3).all(|i| c.nodes[i].core.state().connected_mask().iter().count() == 2));
+    c.ok(0, Command::NewCurrentUuid { vnr: V, clear_bitmap: true, force_resync: false });
+    c.wait("uptodate", Cluster::all_up_to_date);
+    c.ok(0, Command::Promote { force: false });
+    c.write(0, 0, 4096, 1);
+    // Sent into a dead cable on both links: nobody else gets it.
+    c.silent = [(0, 1), (0, 2)].into();
+    c.inbox.push_back((
+        0,
+        Input::Block {
+            id: BlockId(900_000),
+            vnr: V,
+            op: BlockOp::Write { sector: 64, data: Bytes::from(vec![5; 4096]), fua: false },
+        },
+    ));
+    c.settle();
+    c.cut_link(0, 1);
+    c.cut_link(0, 2);
+    c.silent.clear();
+    c.advance(Duration::from_secs(2));
+    assert!(!c.nodes[0].blocks.contains_key(&900_000), "completed without quorum");
+    c.heal();
+    c.wait("uptodate", Cluster::all_up_to_date);
+    assert_eq!(c.nodes[0].blocks.get(&900_000), Some(&BlockResult::Done));
+    c.assert_equal();
+    assert_eq!(c.nodes[1].data[64 * 512], 5);
 }
