@@ -322,3 +322,57 @@ fn a_kernel_tool_never_calls_us() {
     let output = site.command("drbdsetup status").env("PALISADE_KERNEL_TOOL", "1").output().unwrap();
     assert_eq!(output.status.code(), Some(20));
 }
+
+/// Two working connections change their addresses: one after the other, with a wait between.
+#[test]
+fn adjust_never_drops_all_connections_at_once() {
+    let site = Site::new();
+    let hosts: String = ["alpha", "beta", "gamma"]
+        .iter()
+        .enumerate()
+        .map(|(id, name)| {
+            format!(
+                "on {name} {{ node-id {id}; device minor 7; disk /dev/x; meta-disk internal; address 10.0.0.{id}:7000; }}\n"
+            )
+        })
+        .collect();
+    let conf = format!(
+        "global {{ disable-ip-verification; }} resource r0 {{ {hosts} connection-mesh {{ hosts alpha beta gamma; }} }}\n"
+    );
+    std::fs::write(site.path("drbd.conf"), conf).unwrap();
+    let connections: String = [1, 2]
+        .iter()
+        .map(|id| {
+            format!(
+                "connection {{ _peer_node_id {id}; path {{ _this_host ipv4 10.0.0.0:7000; _remote_host ipv4 10.9.9.{id}:7000; }} _cstate Connected; }}\n"
+            )
+        })
+        .collect();
+    let running = format!(
+        "resource r0 {{ _this_host {{ node-id 0; volume 0 {{ device minor 7; disk /dev/x; meta-disk internal; }} }} {connections} }}\n"
+    );
+    std::fs::write(site.path("running"), running).unwrap();
+    let output = site
+        .command("drbdadm -d adjust r0")
+        .env("FAKE_DRBDSETUP_SHOW", site.path("running"))
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let verbs: Vec<&str> = text.lines().map(|l| l.split(' ').nth(1).unwrap()).collect();
+    assert_eq!(
+        verbs,
+        [
+            "disconnect",
+            "del-path",
+            "new-path",
+            "connect",
+            "wait-connect-resource",
+            "disconnect",
+            "del-path",
+            "new-path",
+            "connect"
+        ],
+        "{text}"
+    );
+    assert!(text.contains("--wfc-timeout=1 --degr-wfc-timeout=1 --outdated-wfc-timeout=1\n"), "{text}");
+}

@@ -11,9 +11,7 @@ fn departs(case: &str, label: &str) -> bool {
         ("v02-command-table", "outdate")
         // Usage names our version.
         | ("v02-command-table", "err-no-res")
-        // Not there yet: proxies and the lower resource of a stacked one.
-        | ("v02-command-table", "err-lr-of")
-        | ("v11-stacked", "sh-lr")
+        // Not there yet: proxies.
         | ("v13-proxy-inside-on", _)
         // A slip of the reference: a second connection of a resource counts as ignored.
         | ("v04-three-node-mesh", "disc-two")

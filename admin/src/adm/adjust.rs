@@ -23,17 +23,49 @@ pub fn adjust(targets: &[Target], exec: &Exec<'_>, request: &Request) -> Result<
     let parts =
         Parts { disk: !request.scanned.is_set("skip-disk"), net: !request.scanned.is_set("skip-net") };
     let mut queue = Queue::default();
+    let mut late = Vec::new();
     let mut seen = BTreeSet::new();
     for target in targets.iter().filter(|t| seen.insert(t.view.resource.clone())) {
         match running(&target.view.resource)? {
             None => everything(&mut queue, &target.view, request, parts),
             Some(running) => {
                 let adjuster = Adjuster { view: &target.view, running: &running, request, parts };
-                adjuster.all(&mut queue);
+                adjuster.all(&mut queue, &mut late);
             }
         }
     }
-    Ok(queue.run(exec))
+    let mut connecting = queue.resources_in(Stage::Connect);
+    let code = queue.run(exec);
+    if code != 0 {
+        return Ok(code);
+    }
+    // A connection that works is dropped only after what can connect has connected again, so that a
+    // resource is never without all its peers at once.
+    for Late { resource, wait, queue } in late {
+        if let Some(wait) = wait.filter(|_| connecting.contains(&resource)) {
+            let code = exec.run_quietly(&resource, &wait);
+            if code != 0 && code != EXIT_WAIT_TIMEOUT {
+                return Ok(code);
+            }
+        }
+        let code = queue.run(exec);
+        if code != 0 {
+            return Ok(code);
+        }
+        connecting.insert(resource);
+    }
+    Ok(0)
+}
+
+/// Result of a wait that ran out: reason enough to go on.
+const EXIT_WAIT_TIMEOUT: i32 = 5;
+
+/// Work that takes a working connection down.
+struct Late {
+    resource: String,
+    /// The wait before it, if there are other connections to wait for.
+    wait: Option<Line>,
+    queue: Queue,
 }
 
 struct Adjuster<'a> {
@@ -44,7 +76,7 @@ struct Adjuster<'a> {
 }
 
 impl Adjuster<'_> {
-    fn all(&self, queue: &mut Queue) {
+    fn all(&self, queue: &mut Queue, late: &mut Vec<Late>) {
         let name = &self.view.resource;
         if differ(Class::Resource, &self.view.options, &self.running.options, &[]) {
             let line = Line::setup(["resource-options", name, "--set-defaults"]);
@@ -68,7 +100,7 @@ impl Adjuster<'_> {
             self.volume(queue, volume);
         }
         if self.parts.net {
-            self.connections(queue);
+            self.connections(queue, late);
         }
     }
 
@@ -140,7 +172,7 @@ impl Adjuster<'_> {
         }
     }
 
-    fn connections(&self, queue: &mut Queue) {
+    fn connections(&self, queue: &mut Queue, late: &mut Vec<Late>) {
         let name = &self.view.resource;
         for gone in &self.running.connections {
             if !self.view.peers.iter().any(|p| p.node_id == u32::from(gone.peer_node_id)) {
@@ -151,9 +183,35 @@ impl Adjuster<'_> {
         for peer in &self.view.peers {
             match self.running.connections.iter().find(|c| u32::from(c.peer_node_id) == peer.node_id) {
                 None => add_peer(queue, self.view, peer, self.request),
-                Some(runs) => self.connection(queue, peer, runs),
+                Some(runs) => {
+                    let mut work = Queue::default();
+                    self.connection(&mut work, peer, runs);
+                    let drops = work.has(Stage::Disconnect) || work.has(Stage::DelPeer);
+                    if drops && runs.connection_state == ConnectionState::Connected {
+                        late.push(Late { resource: name.clone(), wait: self.wait(peer), queue: work });
+                    } else {
+                        queue.append(work);
+                    }
+                }
             }
         }
+    }
+
+    /// Waits for twice the time a peer may take to answer, at least a second (`spec/cli.md` §5).
+    fn wait(&self, peer: &PeerView) -> Option<Line> {
+        const TENTHS: u64 = 10;
+        if self.view.peers.len() < 2 {
+            return None;
+        }
+        let net = canonical(&peer.net);
+        let tenths = |name: &str| {
+            options::find_in(Class::Net, name).and_then(|s| value(s, &net).parse::<u64>().ok()).unwrap_or(0)
+        };
+        let limit = Some(tenths("socket-check-timeout")).filter(|t| *t > 0).unwrap_or(tenths("ping-timeout"));
+        let seconds = (2 * limit / TENTHS).max(1);
+        let timeouts = ["wfc-timeout", "degr-wfc-timeout", "outdated-wfc-timeout"];
+        let words = timeouts.iter().map(|name| format!("--{name}={seconds}"));
+        Some(Line::setup(["wait-connect-resource", &self.view.resource]).with(words))
     }
 
     fn connection(&self, queue: &mut Queue, peer: &PeerView, runs: &RunningConnection) {

@@ -59,6 +59,21 @@ impl Queue {
         self.push(stage, resource, Work::Line(line));
     }
 
+    /// Takes over the work of another queue.
+    pub fn append(&mut self, mut other: Queue) {
+        self.work.append(&mut other.work);
+    }
+
+    /// Whether there is work in a stage.
+    pub fn has(&self, stage: Stage) -> bool {
+        self.work.iter().any(|(s, ..)| *s == stage)
+    }
+
+    /// Resources with work in a stage.
+    pub fn resources_in(&self, stage: Stage) -> BTreeSet<String> {
+        self.work.iter().filter(|(s, ..)| *s == stage).map(|(_, r, _)| r.clone()).collect()
+    }
+
     /// Runs everything; stops after a stage with a failure.
     pub fn run(mut self, exec: &Exec<'_>) -> i32 {
         self.work.sort_by_key(|(stage, ..)| *stage);

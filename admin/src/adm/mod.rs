@@ -195,7 +195,6 @@ fn unknown_command(name: &str) -> Failure {
         "adjust-with-progress",
         "wait-con-int",
         "dump-xml",
-        "sh-lr-of",
         "sh-list-adjustable",
         "repair-md",
         "dump-superblock",

@@ -5,7 +5,7 @@ use std::process::{Command as Process, Stdio};
 use super::exec::Exec;
 use super::objects::Target;
 use super::site::Site;
-use super::{EXIT_FATAL, Request, lines};
+use super::{EXIT_FATAL, EXIT_USAGE, Request, lines};
 use crate::cli::{Failure, command_line, print};
 
 pub fn nop(_: &Site, _: &Exec<'_>, _: &Request) -> Result<i32, Failure> {
@@ -41,6 +41,17 @@ pub fn mod_parms(site: &Site, _: &Exec<'_>, _: &Request) -> Result<i32, Failure>
 
 pub fn resource(target: &Target, _: &Exec<'_>, _: &Request) -> Result<i32, Failure> {
     print(&format!("{}\n", target.view.resource));
+    Ok(0)
+}
+
+/// The resource a stacked one lies on.
+pub fn lr_of(target: &Target, _: &Exec<'_>, request: &Request) -> Result<i32, Failure> {
+    if !request.stacked {
+        return Err(Failure::new(EXIT_USAGE, "sh-lower-resource only available in stacked mode"));
+    }
+    if let Some(lower) = &target.view.stacked_on {
+        print(&format!("{lower}\n"));
+    }
     Ok(0)
 }
 

@@ -285,6 +285,7 @@ pub const VERBS: &[Verb] = &[
     once("sh-resources", NONE, sh::resources),
     once("sh-mod-parms", NONE, sh::mod_parms),
     local("sh-resource", Resource, NONE, sh::resource),
+    local("sh-lr-of", Resource, NONE, sh::lr_of),
     local("sh-dev", Volume, NONE, sh::dev),
     local("sh-minor", Volume, NONE, sh::minor),
     local("sh-ll-dev", Volume, NONE, sh::ll_dev),
