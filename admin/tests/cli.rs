@@ -223,11 +223,20 @@ fn a_file_system_is_not_overwritten() {
     assert!(err.contains("stdin not a TTY, not waiting for confirmation"), "{err}");
 }
 
+/// Ends a test that would otherwise wait for a line for ever.
+fn kill_later(pid: u32) {
+    std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_secs(60));
+        let _ = Command::new("kill").arg(pid.to_string()).status();
+    });
+}
+
 #[test]
 fn events_are_followed_from_start_to_end() {
     let site = Site::new();
     let mut child = site.command("drbdsetup events2 --timestamps").stdout(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+    kill_later(child.id());
     assert!(lines.next().unwrap().ends_with(" exists -"));
     site.up();
     let created = lines.next().unwrap();
@@ -290,7 +299,7 @@ fn mistakes_get_a_clear_sentence() {
     site.configure("ping-itn 3;");
     let (code, _, err) = site.run("drbdadm up r0");
     assert_eq!(code, 10);
-    assert!(err.contains("drbd.conf:5: "), "{err}");
+    assert!(err.contains("drbd.conf:5: ") && err.ends_with("Did you mean 'ping-int'?\n"), "{err}");
     let (code, _, err) = site.run("drbdadm proxy-up r0");
     assert_eq!((code, err.as_str()), (20, "not supported by the bundled engine yet: proxy-up\n"));
 }

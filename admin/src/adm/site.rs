@@ -1,6 +1,8 @@
 //! The configuration and this host.
 
-use palisade_conf::{BUNDLED_ENGINE, Config, FileSource, HostIdentity, LoadOptions, ModuleVersion, Notice};
+use palisade_conf::{
+    BUNDLED_ENGINE, Config, FileSource, HostIdentity, LoadOptions, ModuleVersion, Notice, Problem,
+};
 
 use super::{EXIT_INVALID, Request};
 use crate::cli::Failure;
@@ -29,7 +31,7 @@ impl Site {
             module_version: Some(pretended_version().unwrap_or(BUNDLED_ENGINE)),
         };
         let config = Config::load_with(&file, &FileSource, &options)
-            .map_err(|e| Failure::new(i32::from(e.exit_code()), e.to_string()))?;
+            .map_err(|e| Failure::new(i32::from(e.exit_code()), format!("{e}{}", did_you_mean(&e))))?;
         for notice in &config.notices {
             if request.verbose > 0 || !matches!(notice, Notice::NoIncludeMatch { .. }) {
                 eprintln!("{notice}");
@@ -45,6 +47,14 @@ impl Site {
         }
         Ok(Self { config, host, file })
     }
+}
+
+/// The option that a misspelled word is most like.
+fn did_you_mean(error: &palisade_conf::Error) -> String {
+    let Some(Problem::Expected { got, .. }) = error.problems().last() else { return String::new() };
+    palisade_conf::options::nearest(&got.to_string())
+        .map(|spec| format!("\n\tDid you mean '{}'?", spec.name))
+        .unwrap_or_default()
 }
 
 /// Host name and addresses; `__DRBD_NODE__` pretends another host.
