@@ -141,6 +141,8 @@ pub struct Core {
 
     // Replica.
     pub(crate) peer_requests: HashMap<u64, PeerRequest>,
+    /// Volumes whose identifiers every peer gets before it gets the next states.
+    pub(crate) identifiers_first: BTreeSet<VolumeNr>,
     pub(crate) flush_sequence: u64,
     /// The Primary lost last, and how far this node got in its stream.
     pub(crate) lost_primary: Option<(NodeId, u64)>,
@@ -197,6 +199,7 @@ impl Core {
             peer_acks: PeerAckBatch::default(),
             held: BTreeSet::new(),
             peer_requests: HashMap::new(),
+            identifiers_first: BTreeSet::new(),
             flush_sequence: 0,
             lost_primary: None,
             read_toggle: false,

@@ -54,6 +54,9 @@ impl Core {
             self.write_flags(v);
             self.disk_changes(old, v);
         }
+        for v in std::mem::take(&mut self.identifiers_first) {
+            self.send_uuids_to_all(v, None, false);
+        }
         self.send_states(old);
         if old.role != self.st.role {
             self.role_changed(old);

@@ -15,7 +15,7 @@ use crate::types::{AL_EXTENT_SHIFT, BIO_SIZE_MAX, NodeId, NodeMask, SECTOR, Time
 use bytes::Bytes;
 use palisade_metadata::PeerFlags;
 use palisade_wire::bitmap::{Progress, Receiver, Sender};
-use palisade_wire::enums::{ConnState, DiskState, ReplState};
+use palisade_wire::enums::{ConnState, DiskState, ReplState, Role};
 use palisade_wire::{
     BlockReq, DagtagReq, Data, Features, FlushAck, FlushForward, FlushRequests, HeaderKind, Packet,
     PeerDagtag, PeersInSync, UuidFlags,
@@ -751,9 +751,16 @@ impl Core {
             .and_then(|d| d.ldev.as_ref())
             .and_then(|l| l.slot(n).map(|s| l.bitmap.weight(s)))
             .unwrap_or(0);
+        let st = &self.st;
         let Some(p) = self.pds.get_mut(&(n, v)) else { return };
         let failed_bits = p.resync_failed_bits;
         let Some(t) = &mut p.target else { return };
+        // Whoever turned out not to have current data, or not to be Primary, has nothing to flush towards here.
+        t.flush_wait.retain(|(from, primary)| {
+            st.peer_role(*primary) == Role::Primary
+                && st.connected(*from)
+                && (from == primary || st.pdsk(*from, v) == DiskState::UpToDate)
+        });
         let remaining = if t.failed { left.saturating_sub(failed_bits) } else { left };
         if remaining > 0 || !t.pending.is_empty() || !t.flush_wait.is_empty() {
             // Work came back; and if nothing is out, do not wait for the next turn when the pipe is empty.
@@ -852,11 +859,7 @@ impl Core {
             self.log(LogLevel::Warn, scope, "Peer was unstable during resync");
         } else {
             // Before the states, so that nobody compares a new state with old identifiers.
-            for m in self.st.connected_mask().iter().collect::<Vec<_>>() {
-                if self.st.repl(m, v) >= ReplState::Established {
-                    self.send_uuids(m, v, UuidFlags::NONE, 0);
-                }
-            }
+            self.identifiers_first.insert(v);
         }
         let crashed_source = source.flags.contains(UuidFlags::CRASHED_PRIMARY);
         if !failed
