@@ -78,9 +78,6 @@ pub(crate) trait Carrier: Send + Sized + 'static {
 
     fn complete(&self, id: u64, reply: Reply);
 
-    /// The data path works.
-    fn is_running(&self) -> bool;
-
     /// Ends the data path: whatever waits in the kernel fails, now or soon.
     fn stop(self);
 }
@@ -209,15 +206,17 @@ impl<C: Carrier> Carried<C> {
                 }
                 Some(DeviceEvent::Detached(result))
             }
+            // A descriptor of a failed attach looks the same.
+            Note::Released if self.attachment.as_ref().is_some_and(Attachment::is_bound) => None,
             Note::Released => self.on_lost("the kernel released the device".into()),
             Note::Gone(reason) => self.on_lost(reason),
         }
     }
 
-    /// Perhaps the kernel let go of the device although nobody asked us.
+    /// The kernel let go of the device although nobody asked us.
     fn on_lost(&mut self, reason: String) -> Option<DeviceEvent> {
-        let (Some(carrier), Some(attachment)) = (&self.carrier, &self.attachment) else { return None };
-        if self.job == Some(Job::Detach) || (carrier.is_running() && attachment.is_bound()) {
+        let (Some(_), Some(attachment)) = (&self.carrier, &self.attachment) else { return None };
+        if self.job == Some(Job::Detach) {
             return None;
         }
         attachment.node().remove();

@@ -85,10 +85,6 @@ impl Carrier for Fuse {
         self.connection.complete(id, reply);
     }
 
-    fn is_running(&self) -> bool {
-        !self.thread.is_finished()
-    }
-
     fn stop(self) {
         let Self { connection, thread, mount, .. } = self;
         connection.kill();

@@ -103,10 +103,6 @@ impl Carrier for Nbd {
         self.pump.complete(id, reply);
     }
 
-    fn is_running(&self) -> bool {
-        self.pump.is_running()
-    }
-
     fn stop(self) {
         self.pump.stop();
     }

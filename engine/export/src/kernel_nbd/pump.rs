@@ -63,10 +63,6 @@ impl Pump {
         self.orders.send(Order::Size(size));
     }
 
-    pub fn is_running(&self) -> bool {
-        !self.thread.is_finished()
-    }
-
     /// Ends the thread; what is unanswered gets an I/O error, and the socket is closed.
     pub fn stop(self) {
         self.orders.send(Order::Stop);
