@@ -1,0 +1,369 @@
+//! Clusters of engines on this machine: one process per node, own loopback address, file as backing device.
+
+#![allow(dead_code)]
+
+use palisade_control::{
+    Client, Command, ConnectionStatus, Endpoint, MetaIndex, Options, Reply, ResourceStatus,
+};
+use palisade_metadata::image::create_md;
+use palisade_metadata::{Geometry, Kind, Layout, Superblock, Version};
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command as Process, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::{Duration, Instant};
+
+pub const LIMIT: Duration = Duration::from_secs(15);
+const CALL: Duration = Duration::from_secs(40);
+static PORT_NEXT: AtomicU16 = AtomicU16::new(0);
+
+/// Looks until `done` gives something.
+pub fn until<T>(what: &str, mut done: impl FnMut() -> Option<T>) -> T {
+    let end = Instant::now() + LIMIT;
+    loop {
+        if let Some(found) = done() {
+            return found;
+        }
+        assert!(Instant::now() < end, "waited in vain for: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+pub struct Node {
+    pub id: u8,
+    pub dir: PathBuf,
+    pub disk: PathBuf,
+    pub port: u16,
+    child: Option<Child>,
+    client: Option<Client>,
+}
+
+pub struct Cluster {
+    _dir: tempfile::TempDir,
+    pub nodes: Vec<Node>,
+    pub net: Options,
+}
+
+/// What a test may vary.
+pub struct Setup {
+    pub nodes: u8,
+    pub bytes: u64,
+    pub net: Vec<(&'static str, &'static str)>,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        let net =
+            vec![("cram-hmac-alg", "sha256"), ("shared-secret", "sesame"), ("socket-check-timeout", "1")];
+        Self { nodes: 2, bytes: 64 << 20, net }
+    }
+}
+
+fn options(pairs: &[(&str, &str)]) -> Options {
+    pairs.iter().copied().collect()
+}
+
+impl Cluster {
+    /// Nodes with disks, connected to each other, Secondary.
+    pub fn start(setup: &Setup) -> Self {
+        let cluster = Self::prepare(setup);
+        let mut cluster = cluster;
+        for n in 0..cluster.nodes.len() {
+            cluster.up(n);
+        }
+        cluster
+    }
+
+    /// Disks with metadata, no process yet.
+    pub fn prepare(setup: &Setup) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        // Different from every other test of this run and of other runs on this machine.
+        let base = 20_000 + (std::process::id() % 20_000) as u16;
+        let port = base + PORT_NEXT.fetch_add(1, Ordering::Relaxed);
+        let nodes = (0..setup.nodes)
+            .map(|id| {
+                let home = dir.path().join(format!("n{id}"));
+                std::fs::create_dir(&home).unwrap();
+                let disk = home.join("disk");
+                let file = File::options().read(true).write(true).create_new(true).open(&disk).unwrap();
+                file.set_len(setup.bytes).unwrap();
+                let layout = Layout::compute(Kind::Internal, setup.bytes, None, Geometry::new(4)).unwrap();
+                create_md(&file, &layout, &Superblock::fresh(Version::V09, &layout)).unwrap();
+                Node { id, dir: home, disk, port, child: None, client: None }
+            })
+            .collect();
+        Self { _dir: dir, nodes, net: options(&setup.net) }
+    }
+
+    pub fn up(&mut self, n: usize) {
+        let count = self.nodes.len();
+        let net = self.net.clone();
+        let node = &mut self.nodes[n];
+        node.spawn();
+        node.configure();
+        for peer in (0..count).filter(|p| *p != n) {
+            node.peer(peer as u8, net.clone());
+        }
+        node.attach();
+        for peer in (0..count).filter(|p| *p != n) {
+            node.connect(peer as u8);
+        }
+    }
+
+    /// Waits until all nodes are connected to each other.
+    pub fn connected(&mut self) {
+        for n in 0..self.nodes.len() {
+            for p in (0..self.nodes.len()).filter(|p| *p != n) {
+                until(&format!("{n} connected to {p}"), || {
+                    let c = self.nodes[n].connection(p);
+                    (c.connection_state.as_str() == "Connected").then_some(())
+                });
+            }
+        }
+    }
+
+    /// Waits until all disks are UpToDate.
+    pub fn in_sync(&mut self) {
+        for n in 0..self.nodes.len() {
+            until(&format!("disk of {n} UpToDate"), || {
+                let s = self.nodes[n].status();
+                (s.devices[0].disk_state.as_str() == "UpToDate").then_some(())
+            });
+        }
+    }
+
+    /// A cluster whose disks are all UpToDate without a resync; node 0 is Primary.
+    pub fn ready(setup: &Setup) -> Self {
+        let mut cluster = Self::start(setup);
+        cluster.connected();
+        cluster.nodes[0].ok(Command::NewCurrentUuid {
+            minor: MINOR,
+            clear_bitmap: true,
+            force_resync: false,
+        });
+        cluster.in_sync();
+        cluster.nodes[0].ok(Command::Primary { force: false });
+        cluster
+    }
+
+    /// The data areas of all nodes.
+    pub fn images_equal(&self) -> bool {
+        let read = |n: &Node| {
+            let all = std::fs::read(&n.disk).unwrap();
+            let data = all.len() - (1 << 20);
+            all[..data].to_vec()
+        };
+        let first = read(&self.nodes[0]);
+        self.nodes[1..].iter().all(|n| read(n) == first)
+    }
+}
+
+/// Minor numbers do not matter: no test makes device nodes.
+pub const MINOR: u32 = 900;
+
+impl Node {
+    fn ip(id: u8) -> String {
+        format!("127.0.0.{}", 11 + id)
+    }
+
+    fn endpoint(&self, id: u8) -> Endpoint {
+        format!("ipv4:{}:{}", Self::ip(id), self.port).parse().unwrap()
+    }
+
+    pub fn address(&self) -> String {
+        format!("{}:{}", Self::ip(self.id), self.port)
+    }
+
+    pub fn process(&self) -> Process {
+        let mut process = Process::new(env!("CARGO_BIN_EXE_palisaded"));
+        process.arg("r0").env("PALISADE_RUNTIME_DIR", &self.dir).env("PALISADE_DEVICE", "none");
+        process.stdin(Stdio::null());
+        process
+    }
+
+    pub fn spawn(&mut self) {
+        let log = File::options().create(true).append(true).open(self.dir.join("log")).unwrap();
+        let child = self.process().stderr(log).spawn().unwrap();
+        self.child = Some(child);
+        let path = self.dir.join("r0.sock");
+        let client = until("control socket", || Client::connect_path("r0", &path, LIMIT).ok());
+        self.client = Some(client);
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.join("log")).unwrap_or_default()
+    }
+
+    pub fn configure(&mut self) {
+        let node_id = self.id;
+        self.ok(Command::NewResource {
+            name: "r0".into(),
+            node_id,
+            options: options(&[("quorum", "off"), ("auto-promote", "no")]),
+        });
+        self.ok(Command::NewMinor { minor: MINOR, volume: 0, options: Options::new() });
+    }
+
+    pub fn peer(&mut self, peer: u8, net: Options) {
+        self.ok(Command::NewPeer { peer_node_id: peer, name: format!("n{peer}"), options: net });
+        let (local, remote) = (self.endpoint(self.id), self.endpoint(peer));
+        self.ok(Command::NewPath { peer_node_id: peer, local, remote });
+    }
+
+    pub fn attach(&mut self) {
+        let command = self.attach_command();
+        self.ok(command);
+    }
+
+    pub fn attach_command(&self) -> Command {
+        let disk = self.disk.to_str().unwrap().to_owned();
+        Command::Attach {
+            minor: MINOR,
+            backing_device: disk.clone(),
+            meta_device: disk,
+            meta_index: MetaIndex::Internal,
+            options: Options::new(),
+        }
+    }
+
+    /// Applies the activity log, as `drbdadm up` does before it attaches.
+    pub fn apply_al(&self) {
+        use palisade_metadata::image;
+        let file = File::options().read(true).write(true).open(&self.disk).unwrap();
+        image::apply_al(&file, Kind::Internal, None).unwrap();
+    }
+
+    pub fn connect(&mut self, peer: u8) {
+        self.ok(Command::Connect { peer_node_id: peer, discard_my_data: false, tentative: false });
+    }
+
+    pub fn call(&mut self, command: Command) -> Reply {
+        let log = self.dir.join("log");
+        let client = self.client.as_mut().expect("a running engine");
+        client.call(command, CALL).unwrap_or_else(|e| {
+            panic!("{e}\n{}", std::fs::read_to_string(log).unwrap_or_default());
+        })
+    }
+
+    pub fn ok(&mut self, command: Command) {
+        let what = format!("{command:?}");
+        let reply = self.call(command);
+        assert!(matches!(reply, Reply::Ok { .. }), "node {}: {what}: {reply:?}\n{}", self.id, self.log());
+    }
+
+    pub fn refused(&mut self, command: Command) -> palisade_control::Refusal {
+        match self.call(command) {
+            Reply::Refused(r) => r,
+            other => panic!("not refused: {other:?}"),
+        }
+    }
+
+    pub fn status(&mut self) -> ResourceStatus {
+        self.client.as_mut().expect("a running engine").status(LIMIT).unwrap().expect("a resource")
+    }
+
+    pub fn connection(&mut self, peer: usize) -> ConnectionStatus {
+        self.status().connection(peer as i32).expect("a connection").clone()
+    }
+
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+        self.client = None;
+    }
+
+    pub fn down(&mut self) {
+        self.ok(Command::Down);
+        let status = self.child.take().unwrap().wait().unwrap();
+        assert!(status.success(), "{status}\n{}", self.log());
+        self.client = None;
+    }
+
+    pub fn is_running(&mut self) -> bool {
+        self.child.as_mut().is_some_and(|c| c.try_wait().unwrap().is_none())
+    }
+
+    pub fn nbd(&self) -> Nbd {
+        let path = self.nbd_path();
+        until("NBD client", || Nbd::open(&path).ok())
+    }
+
+    pub fn nbd_path(&self) -> PathBuf {
+        self.dir.join("r0.0.nbd")
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- node {}\n{}", self.id, self.log());
+        }
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// The least of an NBD client: one request at a time.
+pub struct Nbd {
+    stream: UnixStream,
+    pub size: u64,
+}
+
+const WRITE: u16 = 1;
+const READ: u16 = 0;
+const FLUSH: u16 = 3;
+
+impl Nbd {
+    pub fn open(path: &Path) -> std::io::Result<Self> {
+        let mut stream = UnixStream::connect(path)?;
+        stream.set_read_timeout(Some(LIMIT))?;
+        let mut greeting = [0; 18];
+        stream.read_exact(&mut greeting)?;
+        stream.write_all(&3_u32.to_be_bytes())?;
+        // NBD_OPT_EXPORT_NAME with the empty name.
+        stream.write_all(b"IHAVEOPT\0\0\0\x01\0\0\0\0")?;
+        let mut answer = [0; 10];
+        stream.read_exact(&mut answer)?;
+        let size = u64::from_be_bytes(answer[..8].try_into().unwrap());
+        Ok(Self { stream, size })
+    }
+
+    pub fn request(&mut self, kind: u16, offset: u64, len: u32, data: &[u8]) -> std::io::Result<()> {
+        let mut head = Vec::new();
+        head.extend(0x2560_9513_u32.to_be_bytes());
+        head.extend(0_u16.to_be_bytes());
+        head.extend(kind.to_be_bytes());
+        head.extend(7_u64.to_be_bytes());
+        head.extend(offset.to_be_bytes());
+        head.extend(len.to_be_bytes());
+        head.extend(data);
+        self.stream.write_all(&head)?;
+        let mut reply = [0; 16];
+        self.stream.read_exact(&mut reply)?;
+        match u32::from_be_bytes(reply[4..8].try_into().unwrap()) {
+            0 => Ok(()),
+            errno => Err(std::io::Error::from_raw_os_error(errno as i32)),
+        }
+    }
+
+    pub fn write(&mut self, offset: u64, data: &[u8]) -> std::io::Result<()> {
+        self.request(WRITE, offset, data.len() as u32, data)
+    }
+
+    pub fn flush(&mut self) -> std::io::Result<()> {
+        self.request(FLUSH, 0, 0, &[])
+    }
+
+    pub fn read(&mut self, offset: u64, len: u32) -> std::io::Result<Vec<u8>> {
+        self.request(READ, offset, len, &[])?;
+        let mut data = vec![0; len as usize];
+        self.stream.read_exact(&mut data)?;
+        Ok(data)
+    }
+}
