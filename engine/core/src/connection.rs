@@ -159,6 +159,7 @@ impl PeerDevice {
         self.sent = None;
         self.negotiated = None;
         self.negotiating = false;
+        self.reconciliation = false;
         self.veto = None;
         self.bitmap = BitmapExchange::default();
         self.tx_seq = 0;
@@ -265,6 +266,8 @@ pub(crate) struct Connection {
     /// P_FLUSH_REQUESTS of this peer that wait for peer-acks: sequence, dagtag.
     pub flush_requests: VecDeque<(u64, u64)>,
     pub peer_dagtag: Option<(NodeId, u64)>,
+    /// The own position in the lost Primary's stream was sent.
+    pub position_told: bool,
     pub peer_role_hint: Role,
 }
 
@@ -304,6 +307,7 @@ impl Connection {
             was_connected: false,
             flush_requests: VecDeque::new(),
             peer_dagtag: None,
+            position_told: false,
             peer_role_hint: Role::Unknown,
         }
     }
@@ -321,6 +325,7 @@ impl Connection {
         self.reads_served.clear();
         self.oos_after.clear();
         self.peer_dagtag = None;
+        self.position_told = false;
         self.peer_discard_my_data = false;
     }
 }

@@ -23,12 +23,29 @@ pub(crate) enum IoTag {
     AppWrite(u64),
     AppRead(u64),
     PeerWrite(u64),
-    PeerRead { peer: NodeId, id: u64 },
-    ResyncSourceRead { peer: NodeId, id: u64 },
-    ResyncTargetWrite { peer: NodeId, id: u64 },
-    EpochFlush { peer: NodeId },
-    AppFlush { id: u64 },
-    ResyncFlush { peer: NodeId },
+    PeerRead {
+        peer: NodeId,
+        id: u64,
+    },
+    ResyncSourceRead {
+        peer: NodeId,
+        id: u64,
+    },
+    ResyncTargetWrite {
+        peer: NodeId,
+        id: u64,
+    },
+    EpochFlush {
+        peer: NodeId,
+    },
+    AppFlush {
+        id: u64,
+    },
+    ResyncFlush {
+        peer: NodeId,
+    },
+    /// Before the position in a lost Primary's stream is told.
+    ReconcileFlush,
     Meta,
 }
 
@@ -52,7 +69,7 @@ pub(crate) enum Todo {
     /// See whether the resync as target is complete.
     CheckResyncEnd(NodeId, VolumeNr),
     /// Exchange positions in the stream of a lost Primary.
-    Reconcile(NodeId),
+    Reconcile,
     /// Re-examine requests that were held while frozen.
     Thaw,
 }
@@ -146,6 +163,8 @@ pub struct Core {
     pub(crate) flush_sequence: u64,
     /// The Primary lost last, and how far this node got in its stream.
     pub(crate) lost_primary: Option<(NodeId, u64)>,
+    /// Flushes that are awaited before that position is told; `None` when it was, or there is none.
+    pub(crate) reconcile_flushes: Option<u32>,
     pub(crate) read_toggle: bool,
     pub(crate) resync_timer: Option<Time>,
     pub(crate) front_end: bool,
@@ -202,6 +221,7 @@ impl Core {
             identifiers_first: BTreeSet::new(),
             flush_sequence: 0,
             lost_primary: None,
+            reconcile_flushes: None,
             read_toggle: false,
             resync_timer: None,
             front_end: false,
@@ -282,7 +302,7 @@ impl Core {
             Todo::DiskGone(v) => self.disk_gone(v),
             Todo::SendUuids { vnr, except, got_stable } => self.send_uuids_to_all(vnr, except, got_stable),
             Todo::CheckResyncEnd(n, v) => self.check_resync_end(n, v),
-            Todo::Reconcile(n) => self.send_peer_dagtag(n),
+            Todo::Reconcile => self.reconcile_when_written(),
             Todo::Thaw => self.thaw(),
         }
     }

@@ -511,8 +511,13 @@ impl Core {
         }
         if ungraceful && peer_was_primary {
             for m in self.st.connected_mask().iter().filter(|m| *m != n).collect::<Vec<_>>() {
-                self.todo(Todo::Reconcile(m));
+                for v in self.vnrs() {
+                    if let Some(p) = self.pds.get_mut(&(m, v)) {
+                        p.reconciliation = true;
+                    }
+                }
             }
+            self.todo(Todo::Reconcile);
         }
         let call = HandlerCall {
             name: "disconnected",

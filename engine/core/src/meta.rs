@@ -215,6 +215,7 @@ impl Core {
             IoTag::ResyncTargetWrite { peer, id } => self.target_write_done(v, peer, id, result.map(drop)),
             IoTag::EpochFlush { peer } => self.epoch_flushed(v, peer, result.is_ok()),
             IoTag::AppFlush { id } => self.app_flush_done(v, id, result.is_ok()),
+            IoTag::ReconcileFlush => self.reconcile_flushed(v, result.is_ok()),
             IoTag::ResyncFlush { peer } => self.resync_flushed(v, peer, result.is_ok()),
         }
         if matches!(self.st.disk(v), DiskState::Failed | DiskState::Detaching) {

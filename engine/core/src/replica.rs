@@ -44,6 +44,8 @@ pub(crate) struct PeerRequest {
     pub al_asked: bool,
     pub locked: bool,
     pub submitted: bool,
+    /// Its link is gone: it is still applied, but nobody awaits an answer, and it puts its extents back itself.
+    pub orphan: bool,
 }
 
 /// Fixed part of a replicated write.
@@ -208,6 +210,7 @@ impl Core {
                 al_asked: false,
                 locked: false,
                 submitted: false,
+                orphan: false,
             },
         );
         if let Some(d) = self.devs.get_mut(&v) {
@@ -343,6 +346,10 @@ impl Core {
             return;
         }
         let Some(r) = self.peer_requests.remove(&id) else { return };
+        if r.orphan {
+            self.orphan_done(v, id, &r, result);
+            return;
+        }
         let n = r.peer;
         let range = r.sector..r.sector + u64::from(r.len) / SECTOR;
         if let Some(d) = self.devs.get_mut(&v) {
@@ -401,6 +408,28 @@ impl Core {
             self.todo(Todo::CheckResyncEnd(n, v));
         }
         self.write_flags_when_idle(v);
+    }
+
+    fn orphan_done(&mut self, v: VolumeNr, id: u64, r: &PeerRequest, result: Result<(), IoError>) {
+        if let Some(d) = self.devs.get_mut(&v) {
+            d.locks.remove(id, r.sector);
+            if r.al_asked
+                && d.cfg.al_updates
+                && let Some(l) = &mut d.ldev
+            {
+                l.al.put(Ldev::extents(r.sector, r.len));
+            }
+        }
+        if result.is_err() {
+            if let Some(l) = self.ldev(v) {
+                l.mark_others(r.sector..r.sector + u64::from(r.len) / SECTOR, NodeMask::EMPTY);
+            }
+            self.disk_error(v, false);
+        }
+        self.todo(Todo::KickPeers(v));
+        self.todo(Todo::Kick(v));
+        self.write_flags_when_idle(v);
+        self.reconcile_when_written();
     }
 
     /// PRIMARY_IND may be dropped once the last replicated write of a gone Primary is done.
@@ -510,8 +539,8 @@ impl Core {
     /// The log has no room for the next write of an open epoch: report what is stable, so that the writer
     /// sends its peer-ack (`spec/wire-protocol.md` §9.5).
     fn confirm_stable(&mut self, n: NodeId) {
-        let running = self.peer_requests.values().any(|r| r.peer == n && r.submitted);
-        let waiting = self.peer_requests.values().filter(|r| r.peer == n).count() as u32;
+        let running = self.peer_requests.values().any(|r| r.peer == n && !r.orphan && r.submitted);
+        let waiting = self.peer_requests.values().filter(|r| r.peer == n && !r.orphan).count() as u32;
         let Some(c) = self.conns.get_mut(&n) else { return };
         if running || c.received_epochs.len() != 1 {
             return;
@@ -531,7 +560,8 @@ impl Core {
     }
 
     fn confirmed_stable(&mut self, n: NodeId, ok: bool) {
-        let waiting = self.peer_requests.values().filter(|r| r.peer == n && !r.submitted).count() as u32;
+        let waiting =
+            self.peer_requests.values().filter(|r| r.peer == n && !r.orphan && !r.submitted).count() as u32;
         let Some(e) = self.conns.get_mut(&n).and_then(|c| c.received_epochs.front_mut()) else { return };
         if e.flushes > 0 {
             return;
@@ -616,17 +646,16 @@ impl Core {
     pub(crate) fn replica_lost_peer(&mut self, n: NodeId, primary: bool) {
         let Some(c) = self.conns.get_mut(&n) else { return };
         let unacked = std::mem::take(&mut c.unacked);
-        let epochs = std::mem::take(&mut c.received_epochs);
+        c.received_epochs.clear();
         let oos = std::mem::take(&mut c.oos_after);
         if primary {
             self.lost_primary = Some((n, self.conns.get(&n).map_or(0, |c| c.rx_dagtag)));
         }
-        let _ = epochs;
         for u in unacked {
             let range = u.sector..u.sector + u64::from(u.len) / SECTOR;
             if let Some(l) = self.ldev(u.vnr) {
                 l.mark_others(range, n.mask());
-                if u.al {
+                if u.al && u.done {
                     l.al.put(Ldev::extents(u.sector, u.len));
                 }
             }
@@ -634,25 +663,14 @@ impl Core {
         for (_, v, sector, len) in oos {
             self.mark_out_of_sync(n, v, sector, len);
         }
-        // Writes which were received but not started are still applied: they belong to the stream up to the
-        // position this node reports for the lost writer.
-        let mut pending: Vec<u64> = self
-            .peer_requests
-            .iter()
-            .filter(|(_, r)| r.peer == n && !r.submitted)
-            .map(|(id, _)| *id)
-            .collect();
-        pending.sort_unstable();
-        for id in pending {
-            if let Some(r) = self.peer_requests.get_mut(&id) {
-                r.turn = true;
-                // Its extents: the bits are set above, and a write without peer-ack needs no log for that;
-                // but the log still covers a crash in between.
-                let v = r.vnr;
-                self.todo(Todo::KickPeers(v));
-            }
+        // Writes which were received but not started are still applied: they belong to the stream up to the position
+        // this node reports for the lost writer.
+        for r in self.peer_requests.values_mut().filter(|r| r.peer == n) {
+            r.turn = true;
+            r.orphan = true;
         }
         for v in self.vnrs() {
+            self.todo(Todo::KickPeers(v));
             self.write_bitmap(v);
         }
     }

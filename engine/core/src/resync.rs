@@ -1243,10 +1243,53 @@ impl Core {
 
     // ----- after the loss of a Primary (`spec/wire-protocol.md` §10.8) -----
 
+    /// When everything received from the lost Primary is written, flushes; then the survivors compare.
+    ///
+    /// Equal positions end in cleared bits on both sides: what they promise must not sit in a volatile cache.
+    pub(crate) fn reconcile_when_written(&mut self) {
+        let waits = self.pds.values().any(|p| p.reconciliation);
+        if !waits || self.reconcile_flushes.is_some() || self.peer_requests.values().any(|r| r.orphan) {
+            return;
+        }
+        let mut flushes = 0;
+        for v in self.vnrs() {
+            if self.st.disk(v) >= DiskState::Inconsistent {
+                let id = self.io(v, IoTag::ReconcileFlush);
+                self.emit(Output::DiskFlush { id, vnr: v });
+                flushes += 1;
+            }
+        }
+        self.reconcile_flushes = Some(flushes);
+        if flushes == 0 {
+            self.tell_position();
+        }
+    }
+
+    pub(crate) fn reconcile_flushed(&mut self, v: VolumeNr, ok: bool) {
+        if !ok {
+            self.disk_error(v, false);
+        }
+        let Some(n) = &mut self.reconcile_flushes else { return };
+        *n = n.saturating_sub(1);
+        if *n == 0 {
+            self.tell_position();
+        }
+    }
+
+    fn tell_position(&mut self) {
+        self.reconcile_flushes = None;
+        let peers: BTreeSet<NodeId> =
+            self.pds.iter().filter(|(_, p)| p.reconciliation).map(|((n, _), _)| *n).collect();
+        for n in peers {
+            self.send_peer_dagtag(n);
+        }
+    }
+
     /// Tells another survivor how far this node got in the lost Primary's stream.
-    pub(crate) fn send_peer_dagtag(&mut self, m: NodeId) {
+    fn send_peer_dagtag(&mut self, m: NodeId) {
         let Some((lost, dagtag)) = self.lost_primary else { return };
         if !self.st.connected(m) || self.st.connected(lost) {
+            self.reconciled(m);
             return;
         }
         for v in self.vnrs() {
@@ -1255,12 +1298,18 @@ impl Core {
             }
         }
         self.send_data(m, None, Packet::PeerDagtag(PeerDagtag { dagtag, node_id: lost.get().into() }));
-        for v in self.vnrs() {
-            if let Some(p) = self.pds.get_mut(&(m, v)) {
-                p.reconciliation = self.conns.contains_key(&m);
-            }
+        if let Some(c) = self.conns.get_mut(&m) {
+            c.position_told = true;
         }
         self.compare_dagtags(m);
+    }
+
+    fn reconciled(&mut self, n: NodeId) {
+        for v in self.vnrs() {
+            if let Some(p) = self.pds.get_mut(&(n, v)) {
+                p.reconciliation = false;
+            }
+        }
     }
 
     pub(crate) fn got_peer_dagtag(&mut self, n: NodeId, lost: u32, dagtag: u64) {
@@ -1278,16 +1327,16 @@ impl Core {
     fn compare_dagtags(&mut self, n: NodeId) {
         let Some((lost, mine)) = self.lost_primary else { return };
         let Some((theirs_of, theirs)) = self.conns.get(&n).and_then(|c| c.peer_dagtag) else { return };
-        if theirs_of != lost || self.st.connected(lost) || !self.st.connected(n) {
+        let told = self.conns.get(&n).is_some_and(|c| c.position_told);
+        if theirs_of != lost || self.st.connected(lost) || !self.st.connected(n) || !told {
             return;
         }
         if let Some(c) = self.conns.get_mut(&n) {
             c.peer_dagtag = None;
+            c.position_told = false;
         }
+        self.reconciled(n);
         for v in self.vnrs() {
-            if let Some(p) = self.pds.get_mut(&(n, v)) {
-                p.reconciliation = false;
-            }
             let usable = self.st.disk(v) >= DiskState::Consistent
                 && self.st.pdsk(n, v) >= DiskState::Consistent
                 && self.st.repl(n, v) == ReplState::Established;
@@ -1322,5 +1371,6 @@ impl Core {
             }
         }
         self.recalc("reconciled");
+        self.queue_lost_peer();
     }
 }

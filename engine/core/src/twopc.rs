@@ -1246,6 +1246,10 @@ impl Core {
         }
         let far = NodeMask(primary.0 & u64::from(u32::MAX)).and(self.reachable().not());
         if !far.is_empty() && !incapable {
+            // The Primary is not lost, only this node is.
+            for p in self.pds.values_mut() {
+                p.reconciliation = false;
+            }
             self.outdate_if_cut_off(primary, incapable);
             return;
         }
