@@ -8,6 +8,8 @@ pub mod front;
 pub mod link;
 pub mod node;
 pub mod options;
+pub mod plan;
 pub mod rng;
 pub mod scenario;
+pub mod seeds;
 pub mod world;

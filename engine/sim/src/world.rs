@@ -452,7 +452,7 @@ impl World {
             if b > node.data.sectors() || a >= b {
                 wrong = Some(format!("{name}: I/O of sectors {a}..{b} is outside of the device"));
             }
-            let clash = node.ios.values().filter_map(range).find(|(x, y, z)| *x < b && a < *y && (*z || w));
+            let clash = node.ios.values().filter_map(range).find(|(x, y, z)| *x < b && a < *y && *z && w);
             if let Some((x, y, _)) = clash {
                 wrong = Some(format!("{name}: I/O of sectors {a}..{b} overlaps one in flight ({x}..{y})"));
             }
@@ -509,7 +509,20 @@ impl World {
         let Some(io) = node.ios.remove(&id) else { return };
         let result = match io {
             PendingIo::Read { .. } | PendingIo::Write { .. } if node.failing => Err(IoError::Failed),
-            PendingIo::Read { sector, len } => Ok(to_bytes(&node.data.read(sector, len))),
+            PendingIo::Read { sector, len } => {
+                let mut stamps = node.data.read(sector, len);
+                // A front end may read what it is writing: each sector is old or new.
+                for w in node.ios.values() {
+                    let PendingIo::Write { sector: first, stamps: new, .. } = w else { continue };
+                    for (s, v) in (*first..).zip(new) {
+                        let at = s.checked_sub(sector).and_then(|i| stamps.get_mut(i as usize));
+                        if let Some(old) = at.filter(|_| self.rng.chance(50)) {
+                            *old = *v;
+                        }
+                    }
+                }
+                Ok(to_bytes(&stamps))
+            }
             PendingIo::Write { sector, stamps, fua } => {
                 node.data.write(sector, &stamps, fua);
                 Ok(Bytes::new())
