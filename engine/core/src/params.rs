@@ -877,8 +877,9 @@ impl Core {
                 .get(&(n, v))
                 .and_then(|p| p.uuids.as_ref())
                 .is_some_and(|u| !is_just_created(u.set.current));
-        if attaches && disk == DiskState::Negotiating {
+        if attaches && disk == DiskState::Negotiating && old_pdsk <= DiskState::Negotiating {
             self.send_uuids(n, v, UuidFlags::NONE, 0);
+            self.send_state(n, v);
         }
         if waits || attaches || forced {
             self.reconsider(n, v);
