@@ -160,6 +160,8 @@ pub struct Core {
     pub(crate) peer_requests: HashMap<u64, PeerRequest>,
     /// Volumes whose identifiers every peer gets before it gets the next states.
     pub(crate) identifiers_first: BTreeSet<VolumeNr>,
+    /// Reads of peers behind replicated writes of the same range: id, peer, volume.
+    pub(crate) peer_reads_waiting: Vec<(u64, NodeId, VolumeNr)>,
     pub(crate) flush_sequence: u64,
     /// The Primary lost last, and how far this node got in its stream.
     pub(crate) lost_primary: Option<(NodeId, u64)>,
@@ -219,6 +221,7 @@ impl Core {
             held: BTreeSet::new(),
             peer_requests: HashMap::new(),
             identifiers_first: BTreeSet::new(),
+            peer_reads_waiting: Vec::new(),
             flush_sequence: 0,
             lost_primary: None,
             reconcile_flushes: None,
@@ -297,6 +300,7 @@ impl Core {
                     self.write_resync_data(n, v);
                 }
                 self.serve_waiting(v);
+                self.serve_peer_reads(v);
             }
             Todo::NewGeneration(v) => self.new_generation(v, false),
             Todo::DiskGone(v) => self.disk_gone(v),

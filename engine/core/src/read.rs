@@ -205,8 +205,33 @@ impl Core {
         if let Some(c) = self.conns.get_mut(&n) {
             c.reads_served.insert(id, (r.sector, r.blksize, r.block_id));
         }
-        let io = self.io(v, IoTag::PeerRead { peer: n, id });
-        self.emit(Output::DiskRead { id: io, vnr: v, sector: r.sector, len: r.blksize });
+        self.peer_reads_waiting.push((id, n, v));
+        self.serve_peer_reads(v);
+    }
+
+    /// Reads for peers, each after the replicated writes of its range that came before it: with protocols A and
+    /// B the writer may have them acknowledged already.
+    pub(crate) fn serve_peer_reads(&mut self, v: VolumeNr) {
+        let mut later = Vec::new();
+        for (id, n, rv) in std::mem::take(&mut self.peer_reads_waiting) {
+            let served = self.conns.get(&n).and_then(|c| c.reads_served.get(&id));
+            let Some((sector, len, _)) = served.copied() else { continue };
+            let end = sector + u64::from(len) / SECTOR;
+            let busy = self.peer_requests.iter().any(|(w, r)| {
+                *w < id && r.vnr == rv && r.sector < end && sector < r.sector + u64::from(r.len) / SECTOR
+            });
+            if busy || rv != v {
+                later.push((id, n, rv));
+                continue;
+            }
+            if self.devs.get(&v).is_none_or(|d| d.ldev.is_none()) {
+                self.peer_read_done(v, n, id, Err(IoError::Failed));
+                continue;
+            }
+            let io = self.io(v, IoTag::PeerRead { peer: n, id });
+            self.emit(Output::DiskRead { id: io, vnr: v, sector, len });
+        }
+        self.peer_reads_waiting.extend(later);
     }
 
     pub(crate) fn peer_read_done(&mut self, v: VolumeNr, n: NodeId, id: u64, result: Result<Bytes, IoError>) {
