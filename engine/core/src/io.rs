@@ -13,9 +13,10 @@
 //! - `DiskWrite` completes when the backing device reports completion (perhaps in a volatile cache);
 //!   with `fua` it completes when the data is on stable storage;
 //! - `DiskFlush` completes when every write of that volume **completed before it was issued** is stable;
-//! - `MetaWrite` completes when the bytes are on stable storage (it is preceded by a cache flush);
+//! - `MetaWrite` completes when the bytes are on stable storage, and so is every *data* write of the volume that
+//!   completed before the `MetaWrite` was issued (an extent leaves the journal that way);
 //! - every I/O output is answered by exactly one `IoDone`, also after `DropBacking` or a crash of a link;
-//! - data of overlapping disk requests in flight at once is undefined: the core never has two.
+//! - data of overlapping writes in flight at once is undefined: the core never has two.
 //!
 //! Payloads are [`bytes::Bytes`] handles; the core stores and forwards them and never copies data.
 

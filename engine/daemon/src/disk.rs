@@ -367,10 +367,11 @@ impl Backing {
         (self.job(id, JobKind::Flush), Op::Sync { fd: Rc::clone(&self.data.fd) })
     }
 
-    /// A durable write of metadata, behind a flush of its device if something was written there.
+    /// A durable write of metadata, behind a flush of the *data* device if something was written there: an extent that
+    /// leaves the activity log must not have writes in a volatile cache.
     pub fn write_meta(self: &Rc<Self>, id: IoId, pos: u64, data: Bytes) -> (Job, Op) {
-        if self.md_flushes.get() && self.meta.is_none() && self.dirty.replace(false) {
-            let op = Op::Sync { fd: Rc::clone(&self.meta().fd) };
+        if self.md_flushes.get() && self.dirty.replace(false) {
+            let op = Op::Sync { fd: Rc::clone(&self.data.fd) };
             return (self.job(id, JobKind::MetaFlush { pos, data }), op);
         }
         let op = self.write_op(self.meta(), pos, data, true);
