@@ -155,7 +155,8 @@ impl History {
             return Ok(());
         }
         let right: Vec<String> = list.iter().filter(allowed).map(|v| show_stamp(v.stamp)).collect();
-        let known = if list.iter().any(|v| v.stamp == stamp) { "overwritten" } else { "never written or older" };
+        let known =
+            if list.iter().any(|v| v.stamp == stamp) { "overwritten" } else { "never written or older" };
         Err(format!("sector {sector} has {} ({known}), allowed: {}", show_stamp(stamp), right.join(" ")))
     }
 }

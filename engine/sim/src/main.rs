@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 /// Threads that run seeds.
 const THREADS: usize = 2;
 /// Failing seeds that are minimised and shown; more are only counted.
-const SHOWN_MAX: usize = 5;
+const SHOWN_MAX: usize = 12;
 /// Time for making one failing seed smaller.
-const MINIMISE: Duration = Duration::from_secs(20);
+const MINIMISE: Duration = Duration::from_secs(10);
 
 const USAGE: &str = "usage: palisade-sim seeds FROM COUNT [--all]
        palisade-sim replay SEED [--trace] [--minimised]
@@ -131,7 +131,10 @@ fn replay(seed: u64, trace: bool, minimised: bool) -> ExitCode {
     println!("{}", o.status);
     match o.failure {
         None => {
-            println!("seed {seed}: {} events, {} writes, {} reads, no violation", o.counts.0, o.counts.1, o.counts.2);
+            println!(
+                "seed {seed}: {} events, {} writes, {} reads, no violation",
+                o.counts.0, o.counts.1, o.counts.2
+            );
             ExitCode::SUCCESS
         }
         Some(f) => {

@@ -225,9 +225,8 @@ impl Node {
     /// The metadata code's own.
     pub fn edit_superblock(&self, f: impl FnOnce(&mut Superblock)) -> Result<(), String> {
         let Some(meta) = &self.meta else { return Err("there is no metadata on a diskless node".into()) };
-        let (mut sb, layout, _) =
-            image::read_superblock(meta, Kind::FlexExternal, Some(self.config.sectors))
-                .map_err(|e| e.to_string())?;
+        let (mut sb, layout, _) = image::read_superblock(meta, Kind::FlexExternal, Some(self.config.sectors))
+            .map_err(|e| e.to_string())?;
         f(&mut sb);
         image::write_superblock(meta, &layout, &sb).map_err(|e| e.to_string())
     }
@@ -241,8 +240,7 @@ impl Node {
         let sectors = Some(self.config.sectors);
         let kind = Kind::FlexExternal;
         image::apply_al(meta, kind, sectors).map_err(|e| e.to_string())?;
-        let md =
-            image::read_metadata(meta, kind, sectors, Extent::Exact).map_err(|e| e.to_string())?;
+        let md = image::read_metadata(meta, kind, sectors, Extent::Exact).map_err(|e| e.to_string())?;
         self.attached = true;
         self.hot = None;
         self.layout = Some(md.layout);
@@ -274,7 +272,8 @@ impl Node {
                 (Some(meta), Some(layout)) => {
                     let len = layout.al_blocks() as usize * 4096;
                     let g = layout.geometry;
-                    al::replay(g.al_stripes, g.al_stripe_size_4k, &meta.read(layout.al_pos(), len)).hot_extents
+                    al::replay(g.al_stripes, g.al_stripe_size_4k, &meta.read(layout.al_pos(), len))
+                        .hot_extents
                 }
                 _ => BTreeSet::new(),
             };

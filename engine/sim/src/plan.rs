@@ -104,8 +104,7 @@ fn settings(rng: &mut Rng) -> (Vec<NodeConfig>, bool) {
     let sectors = [1u64 << 11, 2 << 11, 6 << 11, 9 << 11][rng.below(4) as usize];
     let tiebreaker = count >= 3 && rng.chance(25);
     let names = ["a", "b", "c", "d", "e"];
-    let mut nodes: Vec<NodeConfig> =
-        (0..count).map(|n| NodeConfig::new(names[n], count, sectors)).collect();
+    let mut nodes: Vec<NodeConfig> = (0..count).map(|n| NodeConfig::new(names[n], count, sectors)).collect();
     if tiebreaker {
         nodes[rng.below(count as u64) as usize].sectors = 0;
     }
@@ -130,7 +129,8 @@ fn settings(rng: &mut Rng) -> (Vec<NodeConfig>, bool) {
         node.resource.on_no_quorum = if io_error { OnNoQuorum::IoError } else { OnNoQuorum::SuspendIo };
         node.resource.twopc_timeout = Duration::from_secs(5);
         node.disk.al_extents = al_extents;
-        node.disk.read_balancing = if rng.chance(20) { ReadBalancing::RoundRobin } else { ReadBalancing::PreferLocal };
+        node.disk.read_balancing =
+            if rng.chance(20) { ReadBalancing::RoundRobin } else { ReadBalancing::PreferLocal };
         node.max_peers = count as u32 - 1 + rng.below(2) as u32;
         node.peer_device.rate.resync_rate = rate;
         node.peer_device.rate.max_rate = rate.max(4_000);
@@ -153,7 +153,9 @@ fn op(rng: &mut Rng, n: usize) -> Op {
     let b = (a + 1 + rng.below(n as u64 - 1) as usize) % n;
     let half = rng.chance(50);
     match rng.below(100) {
-        0..=29 => Op::Load { count: rng.range(1, 40) as u32, gap: rng.range(10, 3000) * US, seed: rng.next() },
+        0..=29 => {
+            Op::Load { count: rng.range(1, 40) as u32, gap: rng.range(10, 3000) * US, seed: rng.next() }
+        }
         30..=41 => Op::Promote(a),
         42..=46 => Op::Demote(a),
         47..=49 => Op::Cut(a, b),

@@ -299,7 +299,9 @@ impl Run<'_> {
             *left -= 1;
             *next = now + rng.below(*gap);
             let primaries = self.w.primaries();
-            let Some(n) = primaries.get(rng.below(primaries.len() as u64) as usize).copied() else { continue };
+            let Some(n) = primaries.get(rng.below(primaries.len() as u64) as usize).copied() else {
+                continue;
+            };
             let sectors = self.w.nodes[n].size / 512;
             if self.w.nodes[n].requests.len() >= REQUESTS_MAX || sectors < 64 {
                 continue;
@@ -349,11 +351,20 @@ impl Run<'_> {
             self.w.run_for(5 * SECOND);
             self.w.compare_replicas();
             self.w.check_bounds();
-            if self.failed() || (self.w.all_up_to_date() && self.w.all_answered()) {
+            let frozen = (0..self.count()).any(|n| self.w.core(n).is_some_and(|c| c.state().suspended()));
+            if self.failed() || (self.w.all_up_to_date() && self.w.all_answered() && !frozen) {
                 return;
             }
             if self.w.now >= end {
-                let text = self.w.status().replace('\n', " |");
+                let mut text = self.w.status().replace('\n', " |");
+                for n in &self.w.nodes {
+                    for c in n.commands.values() {
+                        text += &format!(" unanswered: {} {c}", n.config.name);
+                    }
+                    if !n.requests.is_empty() {
+                        text += &format!(" {} requests of {}", n.requests.len(), n.config.name);
+                    }
+                }
                 self.w.fail(format!("stuck: the healed cluster does not become whole: {text}"));
                 return;
             }
@@ -473,6 +484,33 @@ pub fn run_caught(plan: &Plan) -> Outcome {
 #[must_use]
 pub fn kind(failure: &str) -> String {
     let text = failure.split_once(": ").filter(|(head, _)| head.len() == 1).map_or(failure, |x| x.1);
+    if text.starts_with("stuck: the healed") {
+        let words = [
+            "Attaching",
+            "Negotiating",
+            "Inconsistent",
+            "Outdated",
+            "Consistent",
+            "DUnknown",
+            "oos",
+            "WFBitMapS",
+            "WFBitMapT",
+            "PausedSync",
+            "SyncSource",
+            "SyncTarget",
+            "Connecting",
+            "StandAlone",
+            "Disconnecting",
+            "Unconnected",
+            "suspended",
+            "no-quorum",
+            "Diskless",
+            "unanswered",
+            "requests of",
+        ];
+        let found: Vec<&str> = words.into_iter().filter(|w| text.contains(w)).collect();
+        return format!("stuck: {}", found.join(" "));
+    }
     text.chars().filter(|c| !c.is_ascii_digit()).take(40).collect()
 }
 

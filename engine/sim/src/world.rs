@@ -344,7 +344,9 @@ impl World {
         if self.trace {
             match &o {
                 Output::Event(_) => {}
-                Output::Log { scope, text, .. } => self.say(|| format!("{} log {scope}: {text}", self.name(n))),
+                Output::Log { scope, text, .. } => {
+                    self.say(|| format!("{} log {scope}: {text}", self.name(n)))
+                }
                 o => {
                     let text = short(&format!("{o:?}"));
                     self.say(|| format!("{} -> {text}", self.name(n)));
@@ -671,7 +673,8 @@ impl World {
                 self.input(me, input);
             }
             Err(e) => {
-                let text = format!("{}: a packet from {} cannot be decoded: {e}", self.name(me), self.name(peer));
+                let text =
+                    format!("{}: a packet from {} cannot be decoded: {e}", self.name(me), self.name(peer));
                 self.fail(text);
             }
         }
@@ -846,6 +849,9 @@ impl World {
             Command::Attach { .. } => "Attach".to_string(),
             c => format!("{c:?}"),
         };
+        if self.nodes[n].core.is_none() {
+            return 0;
+        }
         self.nodes[n].commands.insert(id, text);
         self.input(n, Input::Admin(AdminId(id), c));
         id
@@ -1037,8 +1043,7 @@ impl World {
     pub fn primaries(&self) -> Vec<usize> {
         (0..self.nodes.len())
             .filter(|n| {
-                self.nodes[*n].front_end
-                    && self.core(*n).is_some_and(|c| c.state().role == Role::Primary)
+                self.nodes[*n].front_end && self.core(*n).is_some_and(|c| c.state().role == Role::Primary)
             })
             .collect()
     }
