@@ -322,6 +322,7 @@ impl Core {
         if let Some(d) = self.devs.get_mut(&v) {
             d.cfg = disk;
             d.crashed_primary = crashed && d.exposed_uuid == 0 && !d.new_uuid_needed;
+            d.crashed_replica = primary_ind && !crashed;
             d.primary_lost_quorum = lost_quorum;
             d.had_quorum |= restore;
             d.ldev = Some(l);

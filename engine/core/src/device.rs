@@ -119,6 +119,9 @@ pub(crate) struct Device {
     pub new_uuid_needed: bool,
     /// Crashed as Primary: from the metadata at attach, dropped when own disk and a peer are UpToDate.
     pub crashed_primary: bool,
+    /// Crashed while a peer was Primary: its journal's extents may differ from every other replica. Presented as a
+    /// crashed Primary, because nothing else makes equal generations compare their bits.
+    pub crashed_replica: bool,
     pub primary_lost_quorum: bool,
     pub had_quorum: bool,
     /// Front-end requests that wait, in order.
@@ -156,6 +159,7 @@ impl Device {
             openers_ro: 0,
             new_uuid_needed: false,
             crashed_primary: false,
+            crashed_replica: false,
             primary_lost_quorum: false,
             had_quorum: false,
             waiting: VecDeque::new(),

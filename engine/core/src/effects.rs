@@ -210,6 +210,7 @@ impl Core {
         });
         if peer && let Some(d) = self.devs.get_mut(&v) {
             d.crashed_primary = false;
+            d.crashed_replica = false;
         }
         let upd: Vec<NodeId> = self
             .st
@@ -317,6 +318,7 @@ impl Core {
         let Some(dev) = self.devs.get_mut(&v) else { return };
         let crashed = dev.crashed_primary;
         let lost_quorum = dev.primary_lost_quorum;
+        let crashed_replica = dev.crashed_replica;
         let Some(l) = &mut dev.ldev else { return };
         let f = &mut l.sb.flags;
         f.set(DeviceFlags::AL_CLEAN, false);
@@ -331,6 +333,7 @@ impl Core {
         if someone_primary && disk != DiskState::Detaching {
             f.set(DeviceFlags::PRIMARY_IND, true);
         } else if !peer_writes_in_flight
+            && !crashed_replica
             && (disk == DiskState::Detaching || (!someone_primary && disk >= DiskState::Inconsistent))
         {
             f.set(DeviceFlags::PRIMARY_IND, false);

@@ -9,7 +9,7 @@ use crate::tables::uuid::{self, Received, ReceivedCurrent, UuidSet, is_just_crea
 use crate::types::{NodeId, NodeMask, VolumeNr};
 use bytes::Bytes;
 use palisade_metadata::{DeviceFlags, PeerFlags};
-use palisade_wire::enums::{ConnState, DiskState, ReplState, Role};
+use palisade_wire::enums::{ConnState, DiskState, ReplState, Role, WireProtocol};
 use palisade_wire::{
     CurrentUuid, Dagtag, DdsFlags, Packet, QueueLimits, Sizes, StateWord, SyncParam, UuidFlags, Uuids110,
 };
@@ -157,13 +157,14 @@ impl Core {
         let shown = set.presented(self.known_nodes(v), source.map(|s| s.1), target_of);
         let c = self.conns.get(&n)?;
         let disk = self.st.disk(v);
+        let synchronous = c.net.protocol == WireProtocol::C;
         let lost_writes = self.pds.get(&(n, v)).is_some_and(|p| p.lost_writes);
         let inconsistent = disk == DiskState::Inconsistent
             || (matches!(disk, DiskState::Negotiating | DiskState::Attaching)
                 && !l.sb.flags.contains(DeviceFlags::CONSISTENT));
         let flags = UuidFlags::NONE
             .with(UuidFlags::DISCARD_MY_DATA, c.discard_my_data)
-            .with(UuidFlags::CRASHED_PRIMARY, d.crashed_primary)
+            .with(UuidFlags::CRASHED_PRIMARY, d.crashed_primary || (d.crashed_replica && synchronous))
             .with(UuidFlags::INCONSISTENT, inconsistent)
             .with(UuidFlags::STABLE, self.st.stable())
             .with(UuidFlags::RECONNECT, c.was_connected && !self.st.connected(n) && !lost_writes)
