@@ -368,6 +368,19 @@ impl Run<'_> {
                 self.w.fail(format!("stuck: the healed cluster does not become whole: {text}"));
                 return;
             }
+            // A Primary that lost quorum while another one took over has to give up.
+            let primaries: Vec<usize> = (0..self.count())
+                .filter(|n| self.w.core(*n).is_some_and(|c| c.state().role == Role::Primary))
+                .collect();
+            if primaries.len() > 1 {
+                for n in primaries {
+                    let has = |d: &palisade_core::state::DevStates| d.quorum;
+                    if self.w.core(n).is_some_and(|c| !c.state().devs.get(&VOLUME).is_some_and(has)) {
+                        self.w.openers(n, 0);
+                        self.w.command(n, Command::Demote { force: true });
+                    }
+                }
+            }
             for n in 0..self.count() {
                 let Some(c) = self.w.core(n) else { continue };
                 let s = c.state().clone();
