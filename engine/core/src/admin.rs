@@ -434,7 +434,9 @@ impl Core {
         }
         let current = d.current_uuid();
         d.ldev = None;
-        d.exposed_uuid = current;
+        if d.exposed_uuid == 0 {
+            d.exposed_uuid = current;
+        }
         d.locks.clear();
         let waiting: Vec<u64> = d.al_wait_app.drain(..).map(|x| x.1).chain(d.ready.drain(..)).collect();
         d.al_wait_peer.clear();

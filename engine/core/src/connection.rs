@@ -88,6 +88,10 @@ pub(crate) struct PeerDevice {
     pub bitmap: BitmapExchange,
     /// Sequence number of packets sent for this volume.
     pub tx_seq: u32,
+    /// Replication state the peer told last.
+    pub peer_repl: ReplState,
+    /// As source: the target was done before this side had left WFBitMapS; its disk then.
+    pub target_done: Option<DiskState>,
     pub target: Option<TargetState>,
     pub source: BTreeMap<u64, SourceRequest>,
     /// Counters of the status, sectors.
@@ -133,6 +137,8 @@ impl PeerDevice {
             veto: None,
             bitmap: BitmapExchange::default(),
             tx_seq: 0,
+            peer_repl: ReplState::Off,
+            target_done: None,
             target: None,
             source: BTreeMap::new(),
             received: 0,
@@ -163,6 +169,8 @@ impl PeerDevice {
         self.veto = None;
         self.bitmap = BitmapExchange::default();
         self.tx_seq = 0;
+        self.peer_repl = ReplState::Off;
+        self.target_done = None;
         self.target = None;
         self.source.clear();
         self.pending = 0;
@@ -197,8 +205,11 @@ pub(crate) struct ReceivedEpoch {
     pub volumes: std::collections::BTreeSet<VolumeNr>,
     pub flushes: u32,
     pub flushing: bool,
-    /// The flush is for a P_CONFIRM_STABLE.
-    pub confirming: bool,
+    /// The flush is for a P_CONFIRM_STABLE of so many writes.
+    pub confirming: u32,
+    /// Tells this epoch's flushes from those of an earlier link.
+    pub serial: u64,
+    pub flush_failed: bool,
     /// Block ids in order, for P_CONFIRM_STABLE.
     pub block_ids: Vec<u64>,
 }

@@ -30,6 +30,7 @@ pub(crate) enum IoTag {
     ResyncSourceRead {
         peer: NodeId,
         id: u64,
+        lock: u64,
     },
     ResyncTargetWrite {
         peer: NodeId,
@@ -37,12 +38,14 @@ pub(crate) enum IoTag {
     },
     EpochFlush {
         peer: NodeId,
+        serial: u64,
     },
     AppFlush {
         id: u64,
     },
     ResyncFlush {
         peer: NodeId,
+        serial: u64,
     },
     /// Before the position in a lost Primary's stream is told.
     ReconcileFlush,

@@ -134,6 +134,8 @@ pub(crate) struct Device {
     /// Replicated writes which wait for an extent, a range or the write gate, in order of arrival.
     pub peer_waiting: VecDeque<u64>,
     pub locks: Intervals,
+    /// Writes of a resync that was stopped, still with the disk: id and sector of their lock.
+    pub stopped_writes: BTreeMap<u64, u64>,
     /// Disk operations in flight.
     pub disk_ios: u32,
     /// Reads served locally / sent (status counters), sectors.
@@ -168,6 +170,7 @@ impl Device {
             ready: VecDeque::new(),
             peer_waiting: VecDeque::new(),
             locks: Intervals::default(),
+            stopped_writes: BTreeMap::new(),
             disk_ios: 0,
             read_sectors: 0,
             written_sectors: 0,

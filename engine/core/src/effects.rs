@@ -280,16 +280,39 @@ impl Core {
         }
     }
 
-    /// A volume is connected without a resync: equal generations mean equal data (`spec/metadata.md` §9.4).
+    /// A volume is connected without a resync: equal generations mean equal data (`spec/metadata.md` §9.4), unless
+    /// bits say otherwise. Those are never dropped: they are resynced, from the Primary or else from the lower id.
     fn established(&mut self, n: NodeId, v: VolumeNr) {
         self.todo(Todo::Kick(v));
         self.todo(Todo::KickPeers(v));
         let Some(p) = self.pds.get(&(n, v)) else { return };
-        let same = p.uuids.as_ref().is_some_and(|u| {
-            self.devs.get(&v).is_some_and(|d| crate::tables::uuid::same(u.set.current, d.current_uuid()))
-        });
-        if same && self.st.pdsk(n, v) == DiskState::UpToDate && self.st.disk(v) == DiskState::UpToDate {
+        let Some(u) = &p.uuids else { return };
+        let same =
+            self.devs.get(&v).is_some_and(|d| crate::tables::uuid::same(u.set.current, d.current_uuid()));
+        if !same || self.st.pdsk(n, v) != DiskState::UpToDate || self.st.disk(v) != DiskState::UpToDate {
+            return;
+        }
+        let theirs = u.dirty_bits;
+        let mine = self
+            .devs
+            .get(&v)
+            .and_then(|d| d.ldev.as_ref())
+            .and_then(|l| l.slot(n).map(|s| l.bitmap.weight(s)))
+            .unwrap_or(0);
+        if mine == 0 && theirs == 0 {
             self.clear_slot(n, v);
+            return;
+        }
+        let source = match (self.is_primary(), self.st.peer_role(n) == Role::Primary) {
+            (true, false) => true,
+            (false, true) => false,
+            (true, true) => return,
+            (false, false) => self.me < n,
+        };
+        // Both know of the bits by the identifiers' packets; the source asks.
+        if source {
+            let change = crate::twopc::Change::Resync { peer: n, vnr: v, to: ReplState::WFBitMapS };
+            self.queue_operation(change, None, false);
         }
     }
 

@@ -3,7 +3,7 @@
 
 use crate::auth;
 use crate::connection::{Phase, Veto};
-use crate::core::Core;
+use crate::core::{Core, Todo};
 use crate::io::{CodecCtx, LinkError, LogLevel, Output, Stream};
 use crate::tables::refusal::Refusal;
 use crate::tables::split_brain::RrConflict;
@@ -559,6 +559,8 @@ impl Core {
             c.params_sent = false;
         }
         for v in self.vnrs() {
+            // Writes may have waited for the end of this.
+            self.todo(Todo::Kick(v));
             if let Some(p) = self.pds.get_mut(&(n, v)) {
                 p.negotiated = None;
                 p.veto = None;

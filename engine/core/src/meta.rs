@@ -211,12 +211,12 @@ impl Core {
             IoTag::AppRead(r) => self.app_read_done(v, r, result),
             IoTag::PeerWrite(r) => self.peer_write_done(v, r, result.map(drop)),
             IoTag::PeerRead { peer, id } => self.peer_read_done(v, peer, id, result),
-            IoTag::ResyncSourceRead { peer, id } => self.source_read_done(v, peer, id, result),
+            IoTag::ResyncSourceRead { peer, id, lock } => self.source_read_done(v, peer, id, lock, result),
             IoTag::ResyncTargetWrite { peer, id } => self.target_write_done(v, peer, id, result.map(drop)),
-            IoTag::EpochFlush { peer } => self.epoch_flushed(v, peer, result.is_ok()),
+            IoTag::EpochFlush { peer, serial } => self.epoch_flushed(v, peer, serial, result.is_ok()),
             IoTag::AppFlush { id } => self.app_flush_done(v, id, result.is_ok()),
             IoTag::ReconcileFlush => self.reconcile_flushed(v, result.is_ok()),
-            IoTag::ResyncFlush { peer } => self.resync_flushed(v, peer, result.is_ok()),
+            IoTag::ResyncFlush { peer, serial } => self.resync_flushed(v, peer, serial, result.is_ok()),
         }
         if matches!(self.st.disk(v), DiskState::Failed | DiskState::Detaching) {
             self.todo(Todo::DiskGone(v));

@@ -259,10 +259,16 @@ impl Core {
         if self.st.devs.get(&v).is_none_or(|d| !d.quorum) {
             return;
         }
+        // A peer is being told the present generation; it would compare what is gone when it commits.
+        let handshaking = self.conns.values().any(|c| c.params_sent && !self.st.connected(c.peer));
+        if handshaking && !forced {
+            return;
+        }
         if let Some(d) = self.devs.get_mut(&v) {
             d.new_uuid_needed = false;
         }
-        let Some(mut set) = self.uuid_set(v) else {
+        // A disk that is on its way out does not take part in the new generation, its metadata must not say so.
+        let Some(mut set) = self.uuid_set(v).filter(|_| self.st.disk(v) > DiskState::Failed) else {
             self.new_exposed_generation(v);
             return;
         };
@@ -309,31 +315,44 @@ impl Core {
         self.when_durable(v, crate::device::Then::AnnounceGeneration { weak, forced });
     }
 
-    /// A diskless Primary starts a generation of which only the peers keep record.
+    /// A Primary without disk starts a generation of which only the peers keep record, if somebody could tell the
+    /// difference (`spec/state-machine.md` §8.5).
     fn new_exposed_generation(&mut self, v: VolumeNr) {
-        let random = self.rng.next_u64() | 1;
-        let weak = self.weak_mask(v);
-        let reason = self.st.peers_of(v).any(|(n, p)| {
-            (DiskState::Inconsistent..=DiskState::DUnknown).contains(&p.pdsk)
+        let exposed = self.devs.get(&v).map_or(0, crate::device::Device::current_uuid);
+        let diskful = |i: u8| NodeId::new(i).and_then(|n| self.conns.get(&n)).is_none_or(|c| c.diskful);
+        let unmarked = self.st.peers_of(v).any(|(n, p)| {
+            self.st.connected(n)
+                && p.pdsk == DiskState::UpToDate
+                && self
+                    .pds
+                    .get(&(n, v))
+                    .and_then(|p| p.uuids.as_ref())
+                    .is_some_and(|u| (0u8..32).any(|i| i != n.get() && u.set.slot(i) == 0 && diskful(i)))
+        });
+        let absent_and_current = self.st.peers_of(v).any(|(n, p)| {
+            let absent = (DiskState::Inconsistent..=DiskState::DUnknown).contains(&p.pdsk)
                 && p.repl < ReplState::Established
-                && self.conns.get(&n).is_some_and(|c| c.diskful)
-        }) || self.conns.len() <= 1
-            || self.pds.iter().any(|((n, pv), p)| {
-                *pv == v
-                    && self.st.connected(*n)
-                    && self.st.pdsk(*n, v) == DiskState::UpToDate
-                    && p.uuids
-                        .as_ref()
-                        .is_some_and(|u| (0..32u8).any(|i| i != n.get() && u.set.bitmap[i as usize] == 0))
-            });
-        if !reason {
+                && self.conns.get(&n).is_some_and(|c| c.diskful);
+            let last = self.pds.get(&(n, v)).and_then(|p| p.uuids.as_ref());
+            absent
+                && last.is_none_or(|u| {
+                    (u.set.current == 0 || same(u.set.current, exposed))
+                        && !u.flags.contains(UuidFlags::SYNC_TARGET)
+                })
+        });
+        if !unmarked && !absent_and_current {
             return;
         }
+        let uuid = self.rng.next_u64() | uuid::PRIMARY_BIT;
+        let weak = self.weak_mask(v);
         if let Some(d) = self.devs.get_mut(&v) {
-            d.exposed_uuid = random;
+            d.exposed_uuid = uuid;
         }
+        let scope = self.scope(None, Some(v));
+        self.log(LogLevel::Info, scope, format!("new exposed current UUID: {uuid:016X} weak: {weak:016X}"));
+        self.close_epoch();
         for n in self.st.connected_mask().iter().collect::<Vec<_>>() {
-            self.send_data(n, Some(v), Packet::CurrentUuid(CurrentUuid { uuid: random, weak_nodes: weak }));
+            self.send_data(n, Some(v), Packet::CurrentUuid(CurrentUuid { uuid, weak_nodes: weak }));
         }
     }
 
@@ -841,6 +860,16 @@ impl Core {
         }
         let conn = ReplState::from_u8(w.conn());
         let before = self.st.repl(n, v);
+        if let Some(p) = self.pds.get_mut(&(n, v)) {
+            use ReplState as R;
+            let was = std::mem::replace(&mut p.peer_repl, conn.unwrap_or(R::Off));
+            let done = before == R::WFBitMapS
+                && conn == Some(R::Established)
+                && matches!(was, R::WFBitMapT | R::SyncTarget | R::PausedSyncT);
+            if done {
+                p.target_done = Some(real);
+            }
+        }
         let old_pdsk = self.st.pdsk(n, v);
         let became_primary = role == Role::Primary && self.st.peer_role(n) != Role::Primary;
         let source = matches!(before, ReplState::SyncSource | ReplState::PausedSyncS);

@@ -485,12 +485,14 @@ impl Core {
                         flushes.push(v);
                     }
                 }
+                let serial = self.id();
                 if let Some(e) = self.conns.get_mut(&n).and_then(|c| c.received_epochs.front_mut()) {
                     e.flushes = flushes.len() as u32;
+                    e.serial = serial;
                 }
                 let some = !flushes.is_empty();
                 for v in flushes {
-                    let id = self.io(v, IoTag::EpochFlush { peer: n });
+                    let id = self.io(v, IoTag::EpochFlush { peer: n, serial });
                     self.emit(Output::DiskFlush { id, vnr: v });
                 }
                 if some {
@@ -517,16 +519,21 @@ impl Core {
         }
     }
 
-    pub(crate) fn epoch_flushed(&mut self, v: VolumeNr, n: NodeId, ok: bool) {
+    pub(crate) fn epoch_flushed(&mut self, v: VolumeNr, n: NodeId, serial: u64, ok: bool) {
         if !ok {
             self.disk_error(v, false);
         }
         let Some(e) = self.conns.get_mut(&n).and_then(|c| c.received_epochs.front_mut()) else { return };
-        if !e.flushing || e.flushes == 0 {
+        if !e.flushing || e.flushes == 0 || e.serial != serial {
             return;
         }
         e.flushes -= 1;
-        if e.confirming {
+        e.flush_failed |= !ok;
+        if e.flushes > 0 {
+            return;
+        }
+        let ok = !e.flush_failed;
+        if e.confirming > 0 {
             self.confirmed_stable(n, ok);
         } else if ok {
             self.oldest_epoch(n);
@@ -537,43 +544,43 @@ impl Core {
     }
 
     /// The log has no room for the next write of an open epoch: report what is stable, so that the writer
-    /// sends its peer-ack (`spec/wire-protocol.md` §9.5).
+    /// sends its peer-ack (`spec/wire-protocol.md` §9.5). Only a finished prefix of the epoch can be reported.
     fn confirm_stable(&mut self, n: NodeId) {
-        let running = self.peer_requests.values().any(|r| r.peer == n && !r.orphan && r.submitted);
-        let waiting = self.peer_requests.values().filter(|r| r.peer == n && !r.orphan).count() as u32;
+        let serial = self.id();
+        let unfinished: Vec<u64> =
+            self.peer_requests.values().filter(|r| r.peer == n && !r.orphan).map(|r| r.block_id).collect();
         let Some(c) = self.conns.get_mut(&n) else { return };
-        if running || c.received_epochs.len() != 1 {
+        if c.received_epochs.len() != 1 {
             return;
         }
         let Some(e) = c.received_epochs.front_mut() else { return };
-        if e.flushing || e.barrier.is_some() || e.count.saturating_sub(e.confirmed) <= waiting {
+        if e.flushing || e.barrier.is_some() {
             return;
         }
-        e.flushing = true;
-        e.confirming = true;
+        let from = e.confirmed as usize;
+        let done = e.block_ids.iter().skip(from).take_while(|b| !unfinished.contains(b)).count();
+        if done == 0 {
+            return;
+        }
         let volumes: Vec<VolumeNr> = e.volumes.iter().copied().collect();
+        e.flushing = true;
+        e.confirming = done as u32;
+        e.serial = serial;
         e.flushes = volumes.len() as u32;
         for v in volumes {
-            let id = self.io(v, IoTag::EpochFlush { peer: n });
+            let id = self.io(v, IoTag::EpochFlush { peer: n, serial });
             self.emit(Output::DiskFlush { id, vnr: v });
         }
     }
 
     fn confirmed_stable(&mut self, n: NodeId, ok: bool) {
-        let waiting =
-            self.peer_requests.values().filter(|r| r.peer == n && !r.orphan && !r.submitted).count() as u32;
         let Some(e) = self.conns.get_mut(&n).and_then(|c| c.received_epochs.front_mut()) else { return };
-        if e.flushes > 0 {
-            return;
-        }
         e.flushing = false;
-        e.confirming = false;
-        let set_size = e.count.saturating_sub(e.confirmed).saturating_sub(waiting);
+        let set_size = std::mem::take(&mut e.confirming);
         let (from, to) = (e.confirmed as usize, (e.confirmed + set_size) as usize);
-        let (oldest, youngest) =
-            (e.block_ids.get(from).copied(), to.checked_sub(1).and_then(|i| e.block_ids.get(i).copied()));
-        if let (true, true, Some(oldest_block_id), Some(youngest_block_id)) =
-            (ok, set_size > 0, oldest, youngest)
+        let youngest = to.checked_sub(1).and_then(|i| e.block_ids.get(i).copied());
+        if let (true, Some(oldest_block_id), Some(youngest_block_id)) =
+            (ok, e.block_ids.get(from).copied(), youngest)
         {
             e.confirmed += set_size;
             let p = ConfirmStable { oldest_block_id, youngest_block_id, set_size };

@@ -59,6 +59,8 @@ pub(crate) enum Ending {
 #[derive(Debug)]
 pub(crate) struct TargetState {
     pub start_uuid: u64,
+    /// Tells this resync's flush from an earlier one's.
+    pub start_serial: u64,
     pub unstable: bool,
     pub cursor: u64,
     pub pending: BTreeMap<u64, TargetRequest>,
@@ -77,6 +79,7 @@ impl TargetState {
     fn new(now: Time) -> Self {
         Self {
             start_uuid: 0,
+            start_serial: 0,
             unstable: false,
             cursor: 0,
             pending: BTreeMap::new(),
@@ -119,6 +122,7 @@ impl Core {
     pub(crate) fn begin_exchange(&mut self, n: NodeId, v: VolumeNr) {
         let bits = self.devs.get(&v).and_then(|d| d.ldev.as_ref()).map_or(0, |l| l.bitmap.bits());
         if let Some(p) = self.pds.get_mut(&(n, v)) {
+            p.target_done = None;
             p.bitmap.sent = false;
             p.bitmap.received = false;
             p.bitmap.receiver = Some(Receiver::new(bits, HeaderKind::H100));
@@ -293,10 +297,12 @@ impl Core {
         let start = set.resync_starting_target(source_slot);
         self.store_uuids(v, &set);
         let now = self.now;
+        let serial = self.id();
         let unstable = self.source_unstable(n, v);
         if let Some(p) = self.pds.get_mut(&(n, v)) {
             let mut t = TargetState::new(now);
             t.start_uuid = start;
+            t.start_serial = serial;
             t.unstable = unstable;
             p.target = Some(t);
         }
@@ -346,6 +352,14 @@ impl Core {
         self.resync_timer = Some(now);
         if target {
             self.todo(Todo::CheckResyncEnd(n, v));
+        } else if let Some(disk) = self.pds.get_mut(&(n, v)).and_then(|p| p.target_done.take()) {
+            self.force("peer-state", |s| {
+                if let Some(p) = s.pds.get_mut(&(n, v)) {
+                    p.repl = ReplState::Established;
+                    p.pdsk = disk;
+                }
+            });
+            self.source_finished(n, v);
         } else {
             self.serve_waiting(v);
         }
@@ -361,7 +375,7 @@ impl Core {
         let (start, bytes) = (p.resync_start, p.resync_done_sectors * SECTOR);
         if let Some(d) = self.devs.get_mut(&v) {
             for (id, r) in target.into_iter().flat_map(|t| t.pending) {
-                d.locks.remove(id, r.sector);
+                release(d, id, &r);
             }
             for r in source.values() {
                 d.locks.remove(r.lock, r.sector);
@@ -395,7 +409,7 @@ impl Core {
                 let source = std::mem::take(&mut p.source);
                 if let Some(d) = self.devs.get_mut(&v) {
                     for (id, r) in target.into_iter().flat_map(|t| t.pending) {
-                        d.locks.remove(id, r.sector);
+                        release(d, id, &r);
                     }
                     for r in source.values() {
                         d.locks.remove(r.lock, r.sector);
@@ -460,6 +474,9 @@ impl Core {
     fn ask(&mut self, n: NodeId, v: VolumeNr, quota: u64) {
         let (node, dagtag) = self.position();
         let dagtags = self.conns.get(&n).is_some_and(|c| c.features.contains(Features::RESYNC_DAGTAG));
+        if self.peer_requests.values().any(|r| r.orphan) {
+            return;
+        }
         let mut asked = 0;
         let mut skipped = 0;
         while asked < quota {
@@ -670,6 +687,13 @@ impl Core {
             self.pds.get_mut(&(n, v)).and_then(|p| p.target.as_mut()).and_then(|t| t.pending.remove(&id))
         else {
             // The resync was stopped while the write was on its way; its bits are still set.
+            if let Some(d) = self.devs.get_mut(&v)
+                && let Some(sector) = d.stopped_writes.remove(&id)
+            {
+                d.locks.remove(id, sector);
+            }
+            self.todo(Todo::Kick(v));
+            self.todo(Todo::KickPeers(v));
             return;
         };
         let range = r.sector..r.sector + u64::from(r.len) / SECTOR;
@@ -778,11 +802,12 @@ impl Core {
             return;
         }
         t.ending = Ending::Flush;
-        let id = self.io(v, IoTag::ResyncFlush { peer: n });
+        let serial = t.start_serial;
+        let id = self.io(v, IoTag::ResyncFlush { peer: n, serial });
         self.emit(Output::DiskFlush { id, vnr: v });
     }
 
-    pub(crate) fn resync_flushed(&mut self, v: VolumeNr, n: NodeId, ok: bool) {
+    pub(crate) fn resync_flushed(&mut self, v: VolumeNr, n: NodeId, serial: u64, ok: bool) {
         let left = self
             .devs
             .get(&v)
@@ -792,7 +817,7 @@ impl Core {
         let Some(p) = self.pds.get_mut(&(n, v)) else { return };
         let failed_bits = p.resync_failed_bits;
         let Some(t) = &mut p.target else { return };
-        if t.ending != Ending::Flush {
+        if t.ending != Ending::Flush || t.start_serial != serial {
             return;
         }
         t.ending = Ending::No;
@@ -988,20 +1013,29 @@ impl Core {
                 d.locks.insert(lock, sector, sector + u64::from(len) / SECTOR, Holder::ResyncRead);
                 d.read_sectors += u64::from(len) / SECTOR;
             }
-            let io = self.io(v, IoTag::ResyncSourceRead { peer: n, id });
+            let io = self.io(v, IoTag::ResyncSourceRead { peer: n, id, lock });
             self.emit(Output::DiskRead { id: io, vnr: v, sector, len });
         }
     }
 
+    /// `lock` is this node's own name of the request: the peer's may have been used again since.
     pub(crate) fn source_read_done(
         &mut self,
         v: VolumeNr,
         n: NodeId,
         id: u64,
+        lock: u64,
         result: Result<Bytes, IoError>,
     ) {
-        let Some(r) = self.pds.get_mut(&(n, v)).and_then(|p| p.source.get_mut(&id)) else { return };
-        let (sector, len, lock) = (r.sector, r.len, r.lock);
+        let Some(r) = self
+            .pds
+            .get_mut(&(n, v))
+            .and_then(|p| p.source.get_mut(&id))
+            .filter(|r| r.lock == lock && r.phase == SourcePhase::Reading)
+        else {
+            return;
+        };
+        let (sector, len) = (r.sector, r.len);
         match result {
             Ok(data) => {
                 r.phase = SourcePhase::Answered;
@@ -1372,5 +1406,14 @@ impl Core {
         }
         self.recalc("reconciled");
         self.queue_lost_peer();
+    }
+}
+
+/// Gives the range of a target's request back, or remembers it until the disk is done with it.
+fn release(d: &mut crate::device::Device, id: u64, r: &TargetRequest) {
+    if r.phase == TargetPhase::Writing {
+        d.stopped_writes.insert(id, r.sector);
+    } else {
+        d.locks.remove(id, r.sector);
     }
 }

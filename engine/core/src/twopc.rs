@@ -262,12 +262,22 @@ impl Core {
                     op.stage = Stage::Settling { until: self.now + wait };
                     self.operations.push_front(op);
                 }
+                _ if self.orphans() => {
+                    op.stage = Stage::Later(self.now + Duration::from_millis(10));
+                    self.operations.push_front(op);
+                }
                 _ => self.attempt(op),
             },
             Change::Demote { force } => self.step_demote(op, force),
             Change::Connect(n) => self.step_connect(op, n),
             _ => self.attempt(op),
         }
+    }
+
+    /// Writes of a lost link are still on their way to the disk: nothing new may overtake them, neither a
+    /// resync nor a Primary.
+    fn orphans(&self) -> bool {
+        self.peer_requests.values().any(|r| r.orphan)
     }
 
     /// Pings every connected peer; returns when the last answer is due.
@@ -317,6 +327,11 @@ impl Core {
         let Some(c) = self.conns.get(&n) else { return };
         if c.phase != Phase::Ready && c.phase != Phase::Protocol || self.st.cstate(n) != ConnState::Connecting
         {
+            return;
+        }
+        if self.orphans() {
+            op.stage = Stage::Later(self.now + Duration::from_millis(10));
+            self.operations.push_back(op);
             return;
         }
         // A generation being created while UUIDs are exchanged would void the handshake.
@@ -897,7 +912,7 @@ impl Core {
         if connect {
             let ready = self.st.cstate(from) == ConnState::Connecting
                 && self.conns.get(&from).is_some_and(|c| c.phase == Phase::Ready);
-            if !ready || from != initiator {
+            if !ready || from != initiator || self.orphans() {
                 answer_at_once(self, Answer::Retry);
                 return;
             }

@@ -217,7 +217,10 @@ impl Core {
         if self.st.suspended() || !self.is_primary() {
             return;
         }
-        while self.gate_open(v) {
+        if self.devs.get(&v).is_some_and(|d| d.new_uuid_needed && !d.ready.is_empty()) {
+            self.new_generation(v, false);
+        }
+        while self.may_write(v) {
             let Some(id) = self.devs.get_mut(&v).and_then(|d| d.ready.pop_front()) else { break };
             self.submit(id);
         }
@@ -298,7 +301,7 @@ impl Core {
         if self.devs.get(&v).is_some_and(|d| d.new_uuid_needed) {
             self.new_generation(v, false);
         }
-        if !self.gate_open(v) {
+        if !self.may_write(v) {
             return false;
         }
         let end = sector + u64::from(len) / SECTOR;
@@ -351,6 +354,11 @@ impl Core {
             self.submit(id);
         }
         true
+    }
+
+    /// No generation is due, and what must be on disk before the next write is.
+    fn may_write(&self, v: VolumeNr) -> bool {
+        self.gate_open(v) && self.devs.get(&v).is_none_or(|d| !d.new_uuid_needed)
     }
 
     fn share(&self, n: NodeId, v: VolumeNr) -> Share {
@@ -601,7 +609,10 @@ impl Core {
             return;
         }
         r.local = Some(if result.is_ok() { Leg::Ok } else { Leg::Failed });
-        let (sector, len) = (r.sector, r.len);
+        let (sector, len, completed) = (r.sector, r.len, r.completed);
+        if completed && let Some(d) = self.devs.get_mut(&v) {
+            d.locks.remove(id, sector);
+        }
         if result.is_err() {
             self.local_write_failed(v, sector, len);
         }
@@ -714,7 +725,10 @@ impl Core {
         }
         r.completed = true;
         let (v, block, sector, epoch, submitted) = (r.vnr, r.block, r.sector, r.epoch, r.submitted);
-        if let Some(d) = self.devs.get_mut(&v) {
+        // A forced demotion completes writes the disk still has: their range stays taken.
+        if r.local != Some(Leg::Pending)
+            && let Some(d) = self.devs.get_mut(&v)
+        {
             d.locks.remove(id, sector);
         }
         if submitted && epoch == self.epoch {
