@@ -46,6 +46,8 @@ pub struct Backing {
     meta: Option<Device>,
     /// A write went to the metadata's device since its last flush.
     dirty: Cell<bool>,
+    /// Flushes in front of metadata writes that have not completed.
+    flushing: Cell<u32>,
     /// `md-flushes`.
     pub md_flushes: Cell<bool>,
     pool: BufferPool,
@@ -266,7 +268,14 @@ pub fn open(
         tracing::warn!("{disk} has no direct I/O here; the page cache is used, and flushed when it must be");
     }
     let pool = pool.clone();
-    let backing = Backing { data, meta, dirty: Cell::new(true), md_flushes: Cell::new(true), pool };
+    let backing = Backing {
+        data,
+        meta,
+        dirty: Cell::new(true),
+        flushing: Cell::new(0),
+        md_flushes: Cell::new(true),
+        pool,
+    };
     Ok((Rc::new(backing), Box::new(core)))
 }
 
@@ -343,11 +352,6 @@ impl Backing {
         Outcome::Done(id, Err(IoError::Failed))
     }
 
-    /// Whether direct I/O is used for data.
-    pub fn is_direct(&self) -> bool {
-        self.data.direct
-    }
-
     /// A read of `len` bytes.
     pub fn read(self: &Rc<Self>, id: IoId, sector: u64, len: u32) -> (Job, Op) {
         let buf = self.pool.alloc(len as usize);
@@ -370,7 +374,9 @@ impl Backing {
     /// A durable write of metadata, behind a flush of the *data* device if something was written there: an extent that
     /// leaves the activity log must not have writes in a volatile cache.
     pub fn write_meta(self: &Rc<Self>, id: IoId, pos: u64, data: Bytes) -> (Job, Op) {
-        if self.md_flushes.get() && self.dirty.replace(false) {
+        // A flush on its way counts for this write only when it has completed.
+        if self.md_flushes.get() && (self.dirty.replace(false) || self.flushing.get() > 0) {
+            self.flushing.set(self.flushing.get() + 1);
             let op = Op::Sync { fd: Rc::clone(&self.data.fd) };
             return (self.job(id, JobKind::MetaFlush { pos, data }), op);
         }
@@ -421,6 +427,10 @@ impl Backing {
         Job { id, backing: Rc::clone(self), kind }
     }
 
+    fn flushed(&self) {
+        self.flushing.set(self.flushing.get().saturating_sub(1));
+    }
+
     fn touched(&self) {
         self.dirty.set(true);
     }
@@ -467,10 +477,12 @@ impl Job {
                 }
             },
             (JobKind::MetaFlush { pos, data }, _) => {
+                backing.flushed();
                 let op = backing.write_op(backing.meta(), pos, data, true);
                 Outcome::More(Self { id, backing, kind: JobKind::MetaWrite }, op)
             }
             (JobKind::Zero(mut zero), Op::Write { .. }) => {
+                backing.touched();
                 zero.pos += count as u64;
                 zero.len = zero.len.saturating_sub(count as u64);
                 if zero.len == 0 || count == 0 {
@@ -479,7 +491,11 @@ impl Job {
                 }
                 more(backing.zero_next(id, zero), id)
             }
-            (JobKind::Zero(_) | JobKind::Flush, _) => Outcome::Done(id, Ok(Bytes::new())),
+            (JobKind::Zero(_), _) => {
+                backing.touched();
+                Outcome::Done(id, Ok(Bytes::new()))
+            }
+            (JobKind::Flush, _) => Outcome::Done(id, Ok(Bytes::new())),
             _ => Outcome::Done(id, Err(IoError::Failed)),
         }
     }
@@ -493,6 +509,11 @@ fn more(next: Option<(Job, Op)>, id: IoId) -> Outcome {
 }
 
 fn failed(id: IoId, backing: &Rc<Backing>, kind: JobKind, op: &Op, error: &io::Error) -> Outcome {
+    if matches!(kind, JobKind::MetaFlush { .. }) {
+        backing.flushed();
+    }
+    // What was written may still be volatile.
+    backing.touched();
     let unsupported = matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::ENODEV));
     if unsupported && let (JobKind::Zero(zero), Op::Allocate { .. }) = (kind, op) {
         return more(backing.zero_next(id, zero), id);

@@ -100,6 +100,8 @@ pub struct Engine {
     pub(crate) exit: bool,
     pending: HashMap<u64, Continuation>,
     id_next: u64,
+    /// When the core's timers last ran.
+    timer_at: Time,
     signal: Fd,
     notifier: Notifier,
 }
@@ -130,6 +132,7 @@ impl Engine {
             exit: false,
             pending: HashMap::new(),
             id_next: 1,
+            timer_at: Time(0),
             signal,
             notifier,
         };
@@ -169,7 +172,7 @@ impl Engine {
     }
 
     fn deadline(&self) -> Option<Time> {
-        let core = self.core.as_ref().and_then(Core::next_timeout);
+        let core = self.core.as_ref().and_then(Core::next_timeout).map(|t| t.max(self.timer_at + TIMER_MIN));
         let others = [self.net.deadline(), self.handlers.deadline(), self.notifier.deadline()];
         let next = others.into_iter().chain([core]).flatten().min();
         // The core may want to go on at once; a turn of the ring lies between.
@@ -182,6 +185,7 @@ impl Engine {
         self.handler_timers(now);
         self.notifier.tick(now);
         if self.core.as_ref().and_then(Core::next_timeout).is_some_and(|t| t <= now) {
+            self.timer_at = now;
             self.inbox.push_back(Input::Timer);
         }
         self.feed();
@@ -206,14 +210,14 @@ impl Engine {
             Token::Accept(local) => self.peer_accepted(local, done.socket),
             Token::First(id) => self.first_packet(id, done.op, done.result),
             Token::Dial { peer, attempt, serial } => {
-                self.dialed(peer, attempt, serial, done.result.map(drop))
+                self.dialed(peer, attempt, serial, done.result.map(drop));
             }
             Token::ControlAccept => self.control_accepted(done.socket),
-            Token::ControlReceive(id) => self.control_received(id, done.op, done.result),
+            Token::ControlReceive(id) => self.control_received(id, done.op, &done.result),
             Token::ControlSend(id) => self.control_sent(id, done.op, done.result),
             Token::NbdAccept(vnr, socket) => self.nbd_accepted(vnr, socket, done.socket),
             Token::NbdReceive(id) => self.nbd_received(id, done.op, done.result),
-            Token::NbdSend(id) => self.nbd_sent(id, done.op, done.result),
+            Token::NbdSend(id) => self.nbd_sent(id, done.op, &done.result),
             Token::Device(vnr, serial) => self.device_ready(vnr, serial),
             Token::Handler(id) => self.handler_ended(id),
             Token::Signal => self.signalled(),
@@ -337,6 +341,8 @@ fn log(level: LogLevel, scope: &str, text: &str) {
     }
 }
 
+/// Time between two runs of the core's timers at least.
+const TIMER_MIN: Duration = Duration::from_millis(1);
 /// How long a closed link may still send what was queued.
 pub(crate) const LINGER: Duration = Duration::from_secs(2);
 /// An empty payload.

@@ -43,6 +43,11 @@ pub(crate) fn refusal(e: AdminError) -> Refusal {
 }
 
 impl Engine {
+    /// Whether front ends are being taken away by a command.
+    pub(crate) fn is_vanishing(&self) -> bool {
+        self.flow.as_ref().is_some_and(|f| f.goal != Goal::Promote || f.stage == Stage::Back)
+    }
+
     fn is_primary(&self) -> bool {
         self.core.as_ref().is_some_and(|c| c.state().role == Role::Primary)
     }
@@ -153,6 +158,7 @@ impl Engine {
             NodeState::Failed(why) => Some(why.clone()),
             _ => None,
         });
+        let failed = failed.or(self.front.failure.take());
         if let Some(why) = failed {
             self.stage(Stage::Back);
             self.front.nodes.retain(|_, n| !matches!(n.state, NodeState::Failed(_)));

@@ -281,9 +281,9 @@ impl<T> Ring<T> {
             self.free.push(slot);
             let result = u32::try_from(cqe.result()).map_err(|_| io::Error::from_raw_os_error(-cqe.result()));
             let socket = match op {
-                // SAFETY: a successful accept gives a new descriptor that nobody else owns, and each
-                // completion is taken out once.
                 Op::Accept { .. } if cqe.result() >= 0 => {
+                    // SAFETY: a successful accept gives a new descriptor that nobody else owns, and each
+                    // completion is taken out once.
                     Some(Rc::new(unsafe { OwnedFd::from_raw_fd(cqe.result()) }))
                 }
                 _ => None,

@@ -47,3 +47,183 @@ fn written_on_one_node_is_read_on_the_other() {
     }
     assert!(cluster.images_equal());
 }
+
+#[test]
+fn a_killed_primary_loses_nothing_and_comes_back() {
+    let mut cluster = Cluster::ready(&Setup::default());
+    let mut nbd = cluster.nodes[0].nbd();
+    for n in 0..40_u64 {
+        nbd.write(n * 65536, &pattern(n as u8, 4096)).unwrap();
+    }
+    cluster.nodes[0].kill();
+    let lost = |c: &mut Cluster| c.nodes[1].connection(0).connection_state.as_str() != "Connected";
+    until("loss noticed", || lost(&mut cluster).then_some(()));
+    cluster.nodes[1].ok(Command::Primary { force: true });
+    let mut survivor = cluster.nodes[1].nbd();
+    for n in 0..40_u64 {
+        assert_eq!(survivor.read(n * 65536, 4096).unwrap(), pattern(n as u8, 4096));
+    }
+    for n in 0..10_u64 {
+        survivor.write((20 << 20) + n * 4096, &pattern(100 + n as u8, 4096)).unwrap();
+    }
+    let refused = {
+        let node = &mut cluster.nodes[0];
+        node.spawn();
+        node.configure();
+        let attach = node.attach_command();
+        node.refused(attach)
+    };
+    assert_eq!(refused.code, code::MD_UNCLEAN, "{refused:?}");
+    cluster.nodes[0].kill();
+    cluster.nodes[0].apply_al();
+    cluster.up(0);
+    cluster.connected();
+    cluster.in_sync();
+    until("resync finished", || {
+        let c = cluster.nodes[1].connection(0);
+        let pd = &c.peer_devices[0];
+        (pd.replication_state.as_str() == "Established" && pd.out_of_sync == 0).then_some(())
+    });
+    survivor.flush().unwrap();
+    drop(survivor);
+    until("openers gone", || (cluster.nodes[1].status().devices[0].open == Some(false)).then_some(()));
+    for node in &mut cluster.nodes {
+        node.down();
+    }
+    assert!(cluster.images_equal());
+}
+
+#[test]
+fn three_nodes_hold_the_same() {
+    let mut cluster = Cluster::ready(&Setup { nodes: 3, bytes: 32 << 20, ..Setup::default() });
+    let mut nbd = cluster.nodes[0].nbd();
+    for n in 0..30_u64 {
+        nbd.write(n * 200_704, &pattern(n as u8, 8192)).unwrap();
+    }
+    nbd.flush().unwrap();
+    drop(nbd);
+    until("openers gone", || (cluster.nodes[0].status().devices[0].open == Some(false)).then_some(()));
+    for node in &mut cluster.nodes {
+        node.down();
+    }
+    assert!(cluster.images_equal());
+}
+
+#[test]
+fn a_wrong_secret_ends_in_standalone() {
+    let mut cluster = Cluster::prepare(&Setup::default());
+    cluster.up(0);
+    cluster.net.set("shared-secret", "another");
+    cluster.up(1);
+    for n in 0..2 {
+        until("StandAlone", || {
+            let c = cluster.nodes[n].connection(1 - n);
+            (c.connection_state.as_str() == "StandAlone").then_some(())
+        });
+        let log = cluster.nodes[n].log();
+        assert!(!log.contains("sesame") && !log.contains("another"), "{log}");
+    }
+}
+
+#[test]
+fn hostile_bytes_on_the_port_do_nothing() {
+    let mut cluster = Cluster::prepare(&Setup::default());
+    cluster.up(0);
+    let address = cluster.nodes[0].address();
+    let header = [0x83, 0x74, 0x02, 0x67, 0xff, 0xf2, 0, 0];
+    let hostile: Vec<Vec<u8>> = vec![
+        b"GET / HTTP/1.1\r\n\r\n".to_vec(),
+        vec![0xff; 4096],
+        header.to_vec(),
+        [&header[..], &[0x86, 0x20, 0xec, 0x20, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0]].concat(),
+    ];
+    for bytes in hostile {
+        let Ok(mut stream) = TcpStream::connect(&address) else { continue };
+        stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        let _ = stream.write_all(&bytes);
+        // A stranger's address is not that of the peer: closed at once.
+        let mut answer = [0; 64];
+        assert!(matches!(stream.read(&mut answer), Ok(0) | Err(_)));
+    }
+    cluster.up(1);
+    cluster.connected();
+    assert!(cluster.nodes[0].is_running());
+}
+
+#[test]
+fn hostile_bytes_from_the_peers_address_cost_only_that_link() {
+    let mut cluster = Cluster::prepare(&Setup::default());
+    let node = &mut cluster.nodes[0];
+    node.spawn();
+    node.configure();
+    let peer = Command::NewPeer { peer_node_id: 5, name: "evil".into(), options: cluster.net.clone() };
+    node.ok(peer);
+    let local = format!("ipv4:{}", node.address()).parse().unwrap();
+    let remote = "ipv4:127.0.0.1:9".parse().unwrap();
+    node.ok(Command::NewPath { peer_node_id: 5, local, remote });
+    node.attach();
+    node.connect(5);
+    let first = |command: u8| [0x83, 0x74, 0x02, 0x67, 0xff, command, 0, 0];
+    let garbage: [&[u8]; 3] = [
+        b"no packet at all",
+        // P_DATA of 4 GiB.
+        &[0x86, 0x20, 0xec, 0x20, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0],
+        // A features packet of random fields.
+        &[&[0x83, 0x74, 0x02, 0x67, 0xff, 0xfe, 0, 72][..], &[0xa5; 72]].concat(),
+    ];
+    for bytes in garbage {
+        let open = |command: u8| {
+            let mut stream = until("a listener", || TcpStream::connect(node.address()).ok());
+            stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+            stream.write_all(&first(command)).unwrap();
+            stream
+        };
+        let (mut data, _control) = (open(0xf2), open(0xf1));
+        // Both sockets are taken: the engine begins to talk, then hears nonsense.
+        let mut features = [0; 80];
+        data.read_exact(&mut features).unwrap();
+        data.write_all(bytes).unwrap();
+        let mut rest = Vec::new();
+        let _ = data.read_to_end(&mut rest);
+    }
+    assert!(node.is_running());
+    assert_eq!(node.status().devices[0].disk_state.as_str(), "Inconsistent");
+}
+
+#[test]
+fn a_second_engine_and_a_disk_in_use_are_refused() {
+    let mut cluster = Cluster::prepare(&Setup::default());
+    cluster.up(0);
+    let second = cluster.nodes[0].process().output().unwrap();
+    assert_eq!(second.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&second.stderr).contains("another engine"), "{second:?}");
+    cluster.nodes[1].disk = cluster.nodes[0].disk.clone();
+    cluster.nodes[1].spawn();
+    cluster.nodes[1].configure();
+    let attach = cluster.nodes[1].attach_command();
+    let refused = cluster.nodes[1].refused(attach);
+    assert_eq!(refused.code, code::DISK_CLAIMED, "{refused:?}");
+    let status = cluster.nodes[1].status();
+    assert_eq!(status.devices[0].disk_state.as_str(), "Diskless");
+}
+
+#[test]
+fn handlers_and_events_tell_what_happened() {
+    let mut cluster = Cluster::start(&Setup::default());
+    cluster.connected();
+    let out = cluster.nodes[1].dir.join("handler");
+    let text = format!("env > {}.tmp && mv {0}.tmp {0}", out.display());
+    cluster.nodes[1].ok(Command::Handlers {
+        handlers: [("before-resync-target".to_owned(), text)].into(),
+        config_file: "/etc/drbd.conf".into(),
+        node_names: [(0, "alice".to_owned()), (1, "bob".to_owned())].into(),
+    });
+    cluster.nodes[0].ok(Command::Primary { force: true });
+    let env = until("handler ran", || std::fs::read_to_string(&out).ok());
+    for line in
+        ["DRBD_RESOURCE=r0", "DRBD_PEER_NODE_ID=0", "DRBD_NODE_ID_1=bob", "DRBD_PEER_ADDRESS=127.0.0.11"]
+    {
+        assert!(env.lines().any(|l| l == line), "{line} in {env}");
+    }
+    assert!(!env.contains("NOTIFY_SOCKET"), "{env}");
+}

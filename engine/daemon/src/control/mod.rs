@@ -134,12 +134,12 @@ impl Engine {
         }
     }
 
-    pub(crate) fn control_received(&mut self, id: u64, op: Op, result: io::Result<u32>) {
+    pub(crate) fn control_received(&mut self, id: u64, op: Op, result: &io::Result<u32>) {
         let Some(session) = self.control.sessions.get_mut(&id) else { return };
         let Op::Recv { buf: Buf::Plain(bytes), .. } = op else { return };
         match result {
-            Ok(count) if count > 0 => {
-                session.decoder.push(bytes.get(..count as usize).unwrap_or_default());
+            Ok(count) if *count > 0 => {
+                session.decoder.push(bytes.get(..*count as usize).unwrap_or_default());
                 self.control_messages(id);
                 self.control_receive(id);
             }

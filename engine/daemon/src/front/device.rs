@@ -38,9 +38,14 @@ pub(crate) struct Node {
 
 impl Engine {
     pub(crate) fn node_attach(&mut self, vnr: VolumeNr, size: u64) {
-        if std::env::var("PALISADE_DEVICE").is_ok_and(|v| v == "none") || self.front.nodes.contains_key(&vnr)
-        {
+        if std::env::var("PALISADE_DEVICE").is_ok_and(|v| v == "none") {
             return;
+        }
+        match self.front.nodes.get(&vnr).map(|n| &n.state) {
+            // What is left of a node that did not come or go as it should makes room for a new one.
+            Some(NodeState::Failed(_) | NodeState::Refused(_)) => drop(self.front.nodes.remove(&vnr)),
+            Some(_) => return,
+            None => {}
         }
         let Some(volume) = self.local.volumes.get(&vnr.0) else { return };
         let mut params = DeviceParams::new(volume.minor, size);
@@ -60,7 +65,10 @@ impl Engine {
                 let node = Node { export, state: NodeState::Attaching, waiting: false, fd, serial };
                 self.front.nodes.insert(vnr, node);
             }
-            Err(e) => tracing::error!("{}/{vnr}: no device node: {e}", self.name),
+            Err(e) => {
+                tracing::error!("{}/{vnr}: no device node: {e}", self.name);
+                self.front.failure = Some(format!("No device node for volume {vnr}: {e}."));
+            }
         }
     }
 
@@ -82,6 +90,9 @@ impl Engine {
 
     /// The core says that the node must go, whoever uses it.
     pub(crate) fn node_remove(&mut self, vnr: VolumeNr) {
+        if matches!(self.front.nodes.get(&vnr).map(|n| &n.state), Some(NodeState::Failed(_))) {
+            self.front.nodes.remove(&vnr);
+        }
         self.node_detach(vnr, true);
     }
 
@@ -124,7 +135,7 @@ impl Engine {
                 DeviceEvent::Detached(Ok(())) => {
                     self.front.nodes.remove(&vnr);
                     // Promoted again in the meantime.
-                    if self.front.present && self.flow.is_none() {
+                    if self.front.present && !self.is_vanishing() {
                         self.volume_appears(vnr);
                     }
                 }

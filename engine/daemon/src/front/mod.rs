@@ -66,6 +66,8 @@ pub(crate) struct Front {
     pub present: bool,
     /// Sizes by volume, bytes; 0 is not known.
     pub sizes: BTreeMap<VolumeNr, u64>,
+    /// Why a device node could not even be begun.
+    pub(crate) failure: Option<String>,
     pub(crate) nodes: BTreeMap<VolumeNr, Node>,
     pub(crate) listeners: BTreeMap<VolumeNr, Listeners>,
     pub(crate) clients: HashMap<u64, Client>,

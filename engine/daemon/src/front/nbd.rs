@@ -101,7 +101,7 @@ impl Engine {
         }
         let Some(fd) = socket else { return };
         let size = self.front.sizes.get(&vnr).copied().unwrap_or(0);
-        if self.front.clients.len() >= CLIENTS_MAX || self.flow.is_some() || size == 0 {
+        if self.front.clients.len() >= CLIENTS_MAX || self.is_vanishing() || size == 0 {
             tracing::warn!("an NBD client of volume {vnr} was turned away");
             return;
         }
@@ -196,13 +196,13 @@ impl Engine {
         }
     }
 
-    pub(crate) fn nbd_sent(&mut self, id: u64, op: Op, result: io::Result<u32>) {
+    pub(crate) fn nbd_sent(&mut self, id: u64, op: Op, result: &io::Result<u32>) {
         let Some(client) = self.front.clients.get_mut(&id) else { return };
         client.sending = false;
         let Op::Send { message, .. } = op else { return };
         match result {
             Ok(count) => {
-                for chunk in crate::ring::unsent(message.chunks, count as usize).into_iter().rev() {
+                for chunk in crate::ring::unsent(message.chunks, *count as usize).into_iter().rev() {
                     client.queue.push_front(chunk);
                 }
                 self.nbd_pull(id);

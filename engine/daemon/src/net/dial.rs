@@ -206,7 +206,7 @@ impl Dialer {
             return None;
         }
         let (fd, path) = (Rc::clone(fd), *path);
-        let Some(pair) = self.paths.get(path).copied() else { return None };
+        let pair = self.paths.get(path).copied()?;
         let stream = match (&self.data, &self.control) {
             (None, None) if sys::compare_addresses(pair.local, pair.remote).is_gt() => Stream::Data,
             (None, None) | (Some(_), _) => Stream::Control,

@@ -1,6 +1,6 @@
 //! Clusters of engines on this machine: one process per node, own loopback address, file as backing device.
 
-#![allow(dead_code)]
+#![allow(dead_code, missing_docs, clippy::unwrap_used, clippy::panic)]
 
 use palisade_control::{
     Client, Command, ConnectionStatus, Endpoint, MetaIndex, Options, Reply, ResourceStatus,
