@@ -36,6 +36,8 @@ struct Version {
 /// All versions of all sectors.
 #[derive(Debug)]
 pub struct History {
+    /// A read is in progress: what it may return must not be forgotten.
+    pub reading: bool,
     sectors: Vec<Vec<Version>>,
 }
 
@@ -52,7 +54,7 @@ impl History {
             stable: true,
             optional: false,
         };
-        Self { sectors: vec![vec![first]; sectors as usize] }
+        Self { reading: false, sectors: vec![vec![first]; sectors as usize] }
     }
 
     fn range(&mut self, sector: u64, count: u64) -> &mut [Vec<Version>] {
@@ -77,13 +79,14 @@ impl History {
 
     /// It was answered.
     pub fn answer(&mut self, request: u64, sector: u64, count: u64, now: u64, ok: bool, stable: bool) {
+        let reading = self.reading;
         for list in self.range(sector, count) {
             let mut issued = None;
             for v in list.iter_mut().filter(|v| v.request == request) {
                 v.done = now;
                 v.fate = if ok { Fate::Acked } else { Fate::Lost };
                 v.stable = ok && stable;
-                issued = (ok && stable).then_some(v.issued);
+                issued = (ok && stable && !reading).then_some(v.issued);
             }
             if let Some(issued) = issued {
                 list.retain(|v| v.done >= issued);
@@ -113,6 +116,7 @@ impl History {
             }
             if let Some(issued) = newest
                 && list.len() > 1
+                && !self.reading
             {
                 list.retain(|v| v.done >= issued);
             }

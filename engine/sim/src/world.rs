@@ -990,6 +990,8 @@ impl World {
             return;
         };
         let ok = matches!(r, BlockResult::Done | BlockResult::Data(_));
+        self.history.reading =
+            self.nodes.iter().flat_map(|n| n.requests.values()).any(|r| r.kind == RequestKind::Read);
         if !ok {
             self.results.insert(id, false);
         }
