@@ -441,6 +441,19 @@ impl Core {
         let waiting: Vec<u64> = d.al_wait_app.drain(..).map(|x| x.1).chain(d.ready.drain(..)).collect();
         d.al_wait_peer.clear();
         d.peer_waiting.clear();
+        d.stopped_writes.clear();
+        // The log is gone, and every reference with it.
+        for r in self.requests.values_mut().filter(|r| r.vnr == v) {
+            r.al_held = false;
+        }
+        for r in self.peer_requests.values_mut().filter(|r| r.vnr == v) {
+            r.al_held = false;
+        }
+        for c in self.conns.values_mut() {
+            for u in c.unacked.iter_mut().filter(|u| u.vnr == v) {
+                u.al = false;
+            }
+        }
         d.ready.extend(waiting);
         // Replicated writes that never reached the disk are refused.
         let lost: Vec<u64> =

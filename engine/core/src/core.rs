@@ -168,6 +168,8 @@ pub struct Core {
     pub(crate) flush_sequence: u64,
     /// The Primary lost last, and how far this node got in its stream.
     pub(crate) lost_primary: Option<(NodeId, u64)>,
+    /// When the survivors stop waiting for each other's positions.
+    pub(crate) reconcile_until: Option<Time>,
     /// Flushes that are awaited before that position is told; `None` when it was, or there is none.
     pub(crate) reconcile_flushes: Option<u32>,
     pub(crate) read_toggle: bool,
@@ -227,6 +229,7 @@ impl Core {
             peer_reads_waiting: Vec::new(),
             flush_sequence: 0,
             lost_primary: None,
+            reconcile_until: None,
             reconcile_flushes: None,
             read_toggle: false,
             resync_timer: None,

@@ -10,6 +10,9 @@ use palisade_wire::enums::{ConnState, DiskState, ReplState, Role};
 use palisade_wire::{Packet, StateWord};
 use std::collections::BTreeSet;
 
+/// How long a survivor waits for another's position in a lost Primary's stream.
+const RECONCILE_MAX: std::time::Duration = std::time::Duration::from_secs(5);
+
 fn had_data(d: DiskState) -> bool {
     d >= DiskState::Inconsistent && d != DiskState::DUnknown && d != DiskState::Outdated
 }
@@ -38,6 +41,9 @@ impl Core {
         for n in self.peers() {
             if !old.connected(n) && self.st.connected(n) {
                 self.members = self.members.with(n);
+                for c in self.conns.values_mut().filter(|c| c.peer_dagtag.is_some_and(|d| d.0 == n)) {
+                    c.peer_dagtag = None;
+                }
                 if let Some(c) = self.conns.get_mut(&n) {
                     c.was_connected = true;
                     c.discard_my_data = false;
@@ -282,7 +288,7 @@ impl Core {
 
     /// A volume is connected without a resync: equal generations mean equal data (`spec/metadata.md` §9.4), unless
     /// bits say otherwise. Those are never dropped: they are resynced, from the Primary or else from the lower id.
-    fn established(&mut self, n: NodeId, v: VolumeNr) {
+    pub(crate) fn established(&mut self, n: NodeId, v: VolumeNr) {
         self.todo(Todo::Kick(v));
         self.todo(Todo::KickPeers(v));
         let Some(p) = self.pds.get(&(n, v)) else { return };
@@ -290,6 +296,16 @@ impl Core {
         let same =
             self.devs.get(&v).is_some_and(|d| crate::tables::uuid::same(u.set.current, d.current_uuid()));
         if !same || self.st.pdsk(n, v) != DiskState::UpToDate || self.st.disk(v) != DiskState::UpToDate {
+            return;
+        }
+        // Both are replicas of the same Primary, in sync with it: the bits are only what is not known yet.
+        let common = self.st.primary_peers().and(NodeMask(u.node_mask)).iter().any(|p| {
+            !u.flags.contains(palisade_wire::UuidFlags::STABLE)
+                && self.st.repl(p, v) == ReplState::Established
+                && self.st.pdsk(p, v) == DiskState::UpToDate
+        });
+        if common {
+            self.clear_slot(n, v);
             return;
         }
         let theirs = u.dirty_bits;
@@ -537,12 +553,19 @@ impl Core {
         }
         if ungraceful && peer_was_primary {
             for m in self.st.connected_mask().iter().filter(|m| *m != n).collect::<Vec<_>>() {
+                let diskful = self.conns.get(&m).is_some_and(|c| c.diskful);
                 for v in self.vnrs() {
+                    let usable = diskful && self.st.pdsk(m, v) >= DiskState::Consistent;
                     if let Some(p) = self.pds.get_mut(&(m, v)) {
-                        p.reconciliation = true;
+                        p.reconciliation |= usable;
                     }
                 }
             }
+            // A position told about another Primary, or an earlier life of this one, compares nothing.
+            for c in self.conns.values_mut().filter(|c| c.peer_dagtag.is_some_and(|d| d.0 != n)) {
+                c.peer_dagtag = None;
+            }
+            self.reconcile_until = Some(self.now + RECONCILE_MAX);
             self.todo(Todo::Reconcile);
         }
         let call = HandlerCall {

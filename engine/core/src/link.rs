@@ -589,6 +589,10 @@ impl Core {
     }
 
     fn ping_answered(&mut self, n: NodeId) {
+        // It lives: nobody's position in its stream is final.
+        for c in self.conns.values_mut().filter(|c| c.peer_dagtag.is_some_and(|d| d.0 == n)) {
+            c.peer_dagtag = None;
+        }
         for v in self.vnrs() {
             self.resync_ping_answered(n, v);
         }
@@ -601,6 +605,7 @@ impl Core {
         }
         self.peer_ack_timer();
         self.resync_timers();
+        self.reconcile_timer();
     }
 
     fn connection_timer(&mut self, n: NodeId) {
@@ -645,7 +650,12 @@ impl Core {
             });
             [Some(ping), c.features_deadline, ko].into_iter().flatten().min()
         });
-        let others = [self.operations_deadline(), self.peer_ack_deadline(), self.resync_deadline()];
+        let others = [
+            self.operations_deadline(),
+            self.peer_ack_deadline(),
+            self.resync_deadline(),
+            self.reconcile_until,
+        ];
         conns.chain(others.into_iter().flatten()).min()
     }
 }

@@ -150,6 +150,10 @@ impl Core {
         if ok {
             self.finish_read(d.block_id, BlockResult::Data(data));
         } else if self.reads.contains_key(&d.block_id) {
+            // Asked elsewhere when the link is gone.
+            if let Some(c) = self.conns.get_mut(&n) {
+                c.reads.insert(d.block_id, d.block_id);
+            }
             self.drop_link(n, ConnState::ProtocolError, "read reply with the wrong position or size");
         }
     }

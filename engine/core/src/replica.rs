@@ -42,6 +42,8 @@ pub(crate) struct PeerRequest {
     /// Its extents are hot (or need not be).
     pub hot: bool,
     pub al_asked: bool,
+    /// Holds references on its extents.
+    pub al_held: bool,
     pub locked: bool,
     pub submitted: bool,
     /// Its link is gone: it is still applied, but nobody awaits an answer, and it puts its extents back itself.
@@ -208,6 +210,7 @@ impl Core {
                 turn: oldest,
                 hot: false,
                 al_asked: false,
+                al_held: false,
                 locked: false,
                 submitted: false,
                 orphan: false,
@@ -293,6 +296,9 @@ impl Core {
             _ => r.hot = true,
         }
         let held = self.devs.get(&v).is_some_and(|d| d.cfg.al_updates && d.ldev.is_some());
+        if let Some(r) = self.peer_requests.get_mut(&id) {
+            r.al_held = held;
+        }
         if let Some(u) = self.conns.get_mut(&n).and_then(|c| c.unacked.iter_mut().rev().find(|u| u.id == id))
         {
             u.al = held;
@@ -413,8 +419,7 @@ impl Core {
     fn orphan_done(&mut self, v: VolumeNr, id: u64, r: &PeerRequest, result: Result<(), IoError>) {
         if let Some(d) = self.devs.get_mut(&v) {
             d.locks.remove(id, r.sector);
-            if r.al_asked
-                && d.cfg.al_updates
+            if r.al_held
                 && let Some(l) = &mut d.ldev
             {
                 l.al.put(Ldev::extents(r.sector, r.len));
@@ -479,6 +484,17 @@ impl Core {
                 e.flushing = true;
                 let volumes: Vec<VolumeNr> = e.volumes.iter().copied().collect();
                 let mut flushes = Vec::new();
+                let gone = volumes.iter().any(|v| {
+                    self.devs.get(v).is_some_and(|d| d.cfg.disk_flushes)
+                        && self.st.disk(*v) < DiskState::Inconsistent
+                });
+                if gone {
+                    // Writes of this epoch went to a disk that can not be flushed any more: the writer must not
+                    // take them for stable.
+                    let why = "the disk of a replicated epoch is gone before it was flushed";
+                    self.drop_link(n, ConnState::BrokenPipe, why);
+                    return;
+                }
                 for v in volumes {
                     let flush = self.devs.get(&v).is_some_and(|d| d.cfg.disk_flushes && d.ldev.is_some());
                     if flush && self.st.disk(v) >= DiskState::Inconsistent {
@@ -521,7 +537,7 @@ impl Core {
 
     pub(crate) fn epoch_flushed(&mut self, v: VolumeNr, n: NodeId, serial: u64, ok: bool) {
         if !ok {
-            self.disk_error(v, false);
+            self.disk_error(v, true);
         }
         let Some(e) = self.conns.get_mut(&n).and_then(|c| c.received_epochs.front_mut()) else { return };
         if !e.flushing || e.flushes == 0 || e.serial != serial {

@@ -720,6 +720,16 @@ impl Core {
         self.todo(Todo::Kick(v));
         self.todo(Todo::KickPeers(v));
         self.serve_waiting(v);
+        self.winding_down(n, v);
+    }
+
+    /// A paused target has nothing out any more: another may run now.
+    fn winding_down(&mut self, n: NodeId, v: VolumeNr) {
+        let idle =
+            self.pds.get(&(n, v)).and_then(|p| p.target.as_ref()).is_some_and(|t| t.pending.is_empty());
+        if idle && self.st.repl(n, v) == ReplState::PausedSyncT {
+            self.recalc("resync-idle");
+        }
     }
 
     /// A block is equal to the partner's now; whether others have it is for P_PEERS_IN_SYNC to say.
@@ -749,6 +759,7 @@ impl Core {
         }
         self.todo(Todo::CheckResyncEnd(n, v));
         self.todo(Todo::KickPeers(v));
+        self.winding_down(n, v);
     }
 
     fn got_in_sync(&mut self, n: NodeId, v: VolumeNr, id: u64) {
@@ -762,6 +773,7 @@ impl Core {
         }
         self.now_in_sync_with(n, v, range, false);
         self.todo(Todo::CheckResyncEnd(n, v));
+        self.winding_down(n, v);
     }
 
     /// Whether the resync as target is complete; the steps to its end (§11.6).
@@ -822,7 +834,7 @@ impl Core {
         }
         t.ending = Ending::No;
         if !ok {
-            self.disk_error(v, false);
+            self.disk_error(v, true);
             return;
         }
         let more = if t.failed { left > failed_bits } else { left > 0 };
@@ -1301,7 +1313,7 @@ impl Core {
 
     pub(crate) fn reconcile_flushed(&mut self, v: VolumeNr, ok: bool) {
         if !ok {
-            self.disk_error(v, false);
+            self.disk_error(v, true);
         }
         let Some(n) = &mut self.reconcile_flushes else { return };
         *n = n.saturating_sub(1);
@@ -1336,6 +1348,29 @@ impl Core {
             c.position_told = true;
         }
         self.compare_dagtags(m);
+    }
+
+    /// Somebody never told its position: it did not lose that Primary, or is gone itself. What the bits say is resynced.
+    pub(crate) fn reconcile_timer(&mut self) {
+        if self.reconcile_until.is_none_or(|t| self.now < t) {
+            return;
+        }
+        self.reconcile_until = None;
+        let open: Vec<(NodeId, VolumeNr)> =
+            self.pds.iter().filter(|(_, p)| p.reconciliation).map(|(k, _)| *k).collect();
+        if open.is_empty() {
+            return;
+        }
+        for (n, _) in &open {
+            self.reconciled(*n);
+        }
+        self.recalc("reconciliation");
+        for (n, v) in open {
+            if self.st.repl(n, v) == ReplState::Established {
+                self.established(n, v);
+            }
+        }
+        self.queue_lost_peer();
     }
 
     fn reconciled(&mut self, n: NodeId) {

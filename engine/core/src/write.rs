@@ -49,6 +49,8 @@ pub(crate) struct PeerLeg {
     pub needed: bool,
     /// The barrier of the epoch (or the loss of the link) settled it.
     pub settled: bool,
+    /// The link it went over is gone.
+    pub gone: bool,
     /// The peer's disk was UpToDate: its success alone makes the write good.
     pub up_to_date: bool,
 }
@@ -62,6 +64,8 @@ pub(crate) struct Request {
     pub len: u32,
     pub payload: Payload,
     pub local: Option<Leg>,
+    /// The own disk was UpToDate: its success alone makes the write good.
+    pub local_up_to_date: bool,
     pub peers: Vec<PeerLeg>,
     pub dagtag: u64,
     pub epoch: u32,
@@ -76,7 +80,9 @@ pub(crate) struct FlushRequest {
     pub block: BlockId,
     pub vnr: VolumeNr,
     pub local_pending: bool,
-    pub failed: bool,
+    /// Somebody with current data made it stable: the local disk, or an UpToDate peer by its barrier
+    /// acknowledgement.
+    pub good: bool,
     /// Peers that have not acknowledged the barrier of this epoch yet.
     pub peers: BTreeMap<NodeId, u32>,
 }
@@ -176,6 +182,17 @@ impl Core {
     /// A forced demotion or a changed policy: everything pending completes with an error.
     pub(crate) fn fail_all_requests(&mut self) {
         self.fail_waiting(&BlockResult::IoError);
+        // Prepared, but nothing of them left this node: they must not be carried out after all.
+        for v in self.vnrs() {
+            let prepared: Vec<u64> = self
+                .devs
+                .get_mut(&v)
+                .map(|d| d.al_wait_app.drain(..).map(|x| x.1).chain(d.ready.drain(..)).collect())
+                .unwrap_or_default();
+            for id in prepared {
+                self.abandon(id);
+            }
+        }
         let ids: Vec<u64> = self.requests.iter().filter(|(_, r)| !r.completed).map(|(id, _)| *id).collect();
         for id in ids {
             self.complete(id, BlockResult::IoError);
@@ -340,6 +357,7 @@ impl Core {
                 len,
                 payload,
                 local: None,
+                local_up_to_date: false,
                 peers: Vec::new(),
                 dagtag: 0,
                 epoch: 0,
@@ -381,6 +399,10 @@ impl Core {
     /// Local disk and peers at once.
     fn submit(&mut self, id: u64) {
         let Some(r) = self.requests.get(&id) else { return };
+        if r.completed {
+            self.abandon(id);
+            return;
+        }
         let (v, sector, len, payload) = (r.vnr, r.sector, r.len, r.payload.clone());
         let sectors = u64::from(len) / SECTOR;
         let max_epoch = self.conns.values().map(|c| c.net.max_epoch_size).min().unwrap_or(2048).max(1);
@@ -424,6 +446,7 @@ impl Core {
             r.epoch = epoch;
             r.peers = legs;
             r.local = local.then_some(Leg::Pending);
+            r.local_up_to_date = disk == DiskState::UpToDate;
         }
         self.transfer_log.push_back(TransferLogEntry { dagtag, id, settled: None, sectors });
         if local {
@@ -465,7 +488,14 @@ impl Core {
         let seq_num = self.next_seq(n, v);
         let sectors = u64::from(len) / SECTOR;
         let Some(c) = self.conns.get_mut(&n) else {
-            return PeerLeg { node: n, leg: Leg::Lost, needed: false, settled: true, up_to_date: false };
+            return PeerLeg {
+                node: n,
+                leg: Leg::Lost,
+                needed: false,
+                settled: true,
+                gone: true,
+                up_to_date: false,
+            };
         };
         let protocol = c.net.protocol;
         let announce = c.tx_dagtag != Some(before);
@@ -520,6 +550,7 @@ impl Core {
             leg: Leg::Pending,
             needed: protocol != WireProtocol::A || syncing && up_to_date,
             settled: false,
+            gone: false,
             up_to_date,
         }
     }
@@ -651,7 +682,9 @@ impl Core {
                 p.pending = p.pending.saturating_sub(1);
             }
         }
+        let local_failed = r.local == Some(Leg::Failed);
         if in_sync
+            && !local_failed
             && let Some(l) = self.ldev(v)
             && let Some(s) = l.slot(n)
         {
@@ -858,7 +891,8 @@ impl Core {
             if l.leg == Leg::Ok {
                 mask = mask.with(l.node);
             }
-            if l.leg != Leg::Lost {
+            // Whoever refused it, or had it on an earlier link, does not wait for its peer-ack.
+            if !matches!(l.leg, Leg::Lost | Leg::Failed) && !l.gone {
                 sent = sent.with(l.node);
             }
         }
@@ -922,6 +956,16 @@ impl Core {
     /// A peer was lost: its legs are lost, its blocks out of sync.
     pub(crate) fn writer_lost_peer(&mut self, n: NodeId) {
         self.peer_acks.last.remove(&n);
+        for r in self.requests.values_mut() {
+            for l in r.peers.iter_mut().filter(|l| l.node == n) {
+                l.gone = true;
+            }
+        }
+        for e in &mut self.transfer_log {
+            if let Some((_, sent)) = &mut e.settled {
+                *sent = sent.without(n);
+            }
+        }
         let Some(c) = self.conns.get_mut(&n) else { return };
         let epochs = std::mem::take(&mut c.sent_epochs);
         for id in epochs.into_iter().flat_map(|e| e.writes) {
@@ -973,8 +1017,15 @@ impl Core {
             self.conns.values().filter_map(|c| c.sent_epochs.back().map(|e| (c.peer, e.number))).collect();
         let local =
             self.st.disk(v) >= DiskState::Inconsistent && self.devs.get(&v).is_some_and(|d| d.ldev.is_some());
+        // An UpToDate peer without open epoch has everything on stable storage already.
+        let good = self.st.peers_of(v).any(|(n, p)| {
+            self.st.connected(n)
+                && p.pdsk == DiskState::UpToDate
+                && p.repl >= ReplState::Established
+                && !peers.contains_key(&n)
+        });
         let id = self.id();
-        self.flushes.insert(id, FlushRequest { block, vnr: v, local_pending: local, failed: false, peers });
+        self.flushes.insert(id, FlushRequest { block, vnr: v, local_pending: local, good, peers });
         if local {
             let io = self.io(v, IoTag::AppFlush { id });
             self.emit(Output::DiskFlush { id: io, vnr: v });
@@ -985,10 +1036,10 @@ impl Core {
     pub(crate) fn app_flush_done(&mut self, v: VolumeNr, id: u64, ok: bool) {
         if let Some(f) = self.flushes.get_mut(&id) {
             f.local_pending = false;
-            f.failed |= !ok;
+            f.good |= ok;
         }
         if !ok {
-            self.disk_error(v, false);
+            self.disk_error(v, true);
         }
         self.maybe_finish_flush(id);
     }
@@ -1003,6 +1054,7 @@ impl Core {
         for id in ids {
             if let Some(f) = self.flushes.get_mut(&id) {
                 f.peers.remove(&n);
+                f.good |= self.st.pdsk(n, f.vnr) == DiskState::UpToDate;
             }
             self.maybe_finish_flush(id);
         }
@@ -1014,8 +1066,7 @@ impl Core {
             return;
         }
         let (v, block) = (f.vnr, f.block);
-        // A local disk that failed to flush is being detached; the peers' barriers stand for the data.
-        let bad = (f.failed && !self.st.data_accessible(v)) || self.io_must_fail();
+        let bad = !f.good || self.io_must_fail();
         self.flushes.remove(&id);
         self.finish_block(v, block, if bad { BlockResult::IoError } else { BlockResult::Done });
     }
