@@ -8,7 +8,7 @@ use palisade_wire::UuidFlags;
 use palisade_wire::enums::{DiskState, ReplState, Role};
 
 use super::compare::{
-    Compare, Rule, Strategy, Verdict, by_disk_states, by_disk_states_text, missed_end_without_bits,
+    Compare, Rule, Side, Strategy, Verdict, by_disk_states, by_disk_states_text, missed_end_without_bits,
     resulting_repl, uuid_compare,
 };
 
@@ -224,6 +224,7 @@ impl Work<'_, '_> {
     fn decide(&mut self) -> Result<(), Action> {
         self.out.verdict = missed_end_without_bits(&self.c, self.out.verdict);
         self.terminal()?;
+        self.wait_for_survivor()?;
         if let Some(verdict) = by_disk_states(&self.c, &self.out.verdict) {
             self.out.verdict = verdict;
             self.log(by_disk_states_text(&self.c, verdict.strategy));
@@ -266,6 +267,28 @@ impl Work<'_, '_> {
             }
             _ => Ok(()),
         }
+    }
+
+    /// A Primary that crashed and is back before a survivor has settled its loss: the survivor is only Consistent
+    /// yet, and step 5 would have the crashed disk, whose cache lost acknowledged writes, overwrite it. Once the
+    /// survivor knows that it is UpToDate, the comparison has the right result.
+    fn wait_for_survivor(&mut self) -> Result<(), Action> {
+        let came_back = |crashed: &Side<'_>, survivor: &Side<'_>| {
+            crashed.has(UuidFlags::CRASHED_PRIMARY)
+                && !survivor.has(UuidFlags::CRASHED_PRIMARY)
+                && survivor.has(UuidFlags::RECONNECT)
+                && crashed.real_disk() == DiskState::UpToDate
+                && survivor.real_disk() == DiskState::Consistent
+        };
+        let (me, peer) = (&self.c.me, &self.c.peer);
+        let early = self.n.phase == Phase::Connect
+            && self.strategy().is_if_both_failed()
+            && (came_back(me, peer) || came_back(peer, me));
+        if early {
+            self.log("The survivor of a crashed Primary is not UpToDate yet; retrying");
+            return Err(Action::Retry);
+        }
+        Ok(())
     }
 
     /// Step 6.
