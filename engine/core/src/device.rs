@@ -122,6 +122,8 @@ pub(crate) struct Device {
     /// Crashed while a peer was Primary: its journal's extents may differ from every other replica. Presented as a
     /// crashed Primary, because nothing else makes equal generations compare their bits.
     pub crashed_replica: bool,
+    /// A resync from a stable source was completed, and no data of an unstable one came since (§11.9).
+    pub stable_resync: bool,
     pub primary_lost_quorum: bool,
     pub had_quorum: bool,
     /// Front-end requests that wait, in order.
@@ -162,6 +164,7 @@ impl Device {
             new_uuid_needed: false,
             crashed_primary: false,
             crashed_replica: false,
+            stable_resync: false,
             primary_lost_quorum: false,
             had_quorum: false,
             waiting: VecDeque::new(),

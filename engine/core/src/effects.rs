@@ -541,12 +541,12 @@ impl Core {
         self.writer_lost_peer(n);
         self.replica_lost_peer(n, peer_was_primary);
         self.reads_lost_peer(n);
+        self.drop_resync_locks(n);
         for v in self.vnrs() {
             if let Some(p) = self.pds.get_mut(&(n, v)) {
                 p.reset_link();
             }
         }
-        self.drop_resync_locks(n);
         self.transaction_lost_peer(n);
         if ungraceful && self.members.has(n) {
             self.queue_lost_peer();

@@ -703,6 +703,12 @@ impl Core {
         }
         let Some(t) = self.pds.get_mut(&(n, v)).and_then(|p| p.target.as_mut()) else { return };
         t.in_flight = t.in_flight.saturating_sub(range.end - range.start);
+        if t.unstable
+            && let Some(d) = self.devs.get_mut(&v)
+        {
+            d.stable_resync = false;
+        }
+        let Some(t) = self.pds.get_mut(&(n, v)).and_then(|p| p.target.as_mut()) else { return };
         if result.is_err() {
             t.failed = true;
             self.send_ack(n, v, r.sector, r.len, id, Packet::RsNegAck);
@@ -847,7 +853,8 @@ impl Core {
     fn target_finished(&mut self, n: NodeId, v: VolumeNr) {
         let Some(p) = self.pds.get(&(n, v)) else { return };
         let Some(t) = &p.target else { return };
-        let (failed, unstable, start_uuid) = (t.failed, t.unstable, t.start_uuid);
+        let stable_before = self.devs.get(&v).is_some_and(|d| d.stable_resync);
+        let (failed, unstable, start_uuid) = (t.failed, t.unstable && !stable_before, t.start_uuid);
         let Some(source) = p.uuids.clone() else { return };
         let source_disk = self.st.pdsk(n, v);
         let mut older = 0;
@@ -909,6 +916,9 @@ impl Core {
         }
         if let Some(p) = self.pds.get_mut(&(n, v)) {
             p.resync_failed_bits = 0;
+        }
+        if let Some(d) = self.devs.get_mut(&v) {
+            d.stable_resync |= !failed && !unstable;
         }
         self.force("resync-finished", |s| {
             if let Some(p) = s.pds.get_mut(&(n, v)) {
