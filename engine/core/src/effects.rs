@@ -47,7 +47,10 @@ impl Core {
                 if let Some(c) = self.conns.get_mut(&n) {
                     c.was_connected = true;
                     c.discard_my_data = false;
+                    c.tx_dagtag = Some(self.dagtag);
                 }
+                // The peer counts from here (`spec/wire-protocol.md` §4.4).
+                self.send_data(n, None, Packet::Dagtag(palisade_wire::Dagtag { dagtag: self.dagtag }));
             }
         }
         self.mark_generations(old, &unconfirmed);

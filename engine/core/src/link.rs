@@ -72,6 +72,7 @@ impl Core {
         c.features_deadline = Some(now + c.net.ping_timeout * 4);
         c.ping_due = now + c.net.ping_int;
         c.connect_started = now;
+        c.rx_dagtag = 0;
         let ctx = c.codec;
         self.set_codec(n, true, ctx);
         self.set_codec(n, false, ctx);

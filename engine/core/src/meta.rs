@@ -101,7 +101,9 @@ impl Core {
             }
             d.bm_writes += writes.len() as u64;
             if writes.is_empty() {
+                // An activity-log transaction wrote the blocks already.
                 l.meta.bm_durable = l.meta.bm_generation;
+                self.bitmap_durable(v);
                 return;
             }
             let generation = if later.is_empty() { l.meta.bm_generation } else { l.meta.bm_durable };
@@ -160,17 +162,23 @@ impl Core {
             }
             Some(MetaJob::Bitmap { generation }) => {
                 l.meta.bm_durable = generation;
-                if l.meta.full_sync && l.meta.bm_durable == l.meta.bm_generation {
-                    l.meta.full_sync = false;
-                    for p in &mut l.sb.peers {
-                        p.flags.set(palisade_metadata::PeerFlags::FULL_SYNC, false);
-                    }
-                    self.superblock_changed(v);
-                }
+                self.bitmap_durable(v);
             }
             None => {}
         }
         self.meta_next(v);
+    }
+
+    /// The bitmap on disk says all that FULL_SYNC stood for.
+    fn bitmap_durable(&mut self, v: VolumeNr) {
+        let Some(l) = self.ldev(v) else { return };
+        if l.meta.full_sync && l.meta.bm_durable == l.meta.bm_generation {
+            l.meta.full_sync = false;
+            for p in &mut l.sb.peers {
+                p.flags.set(palisade_metadata::PeerFlags::FULL_SYNC, false);
+            }
+            self.superblock_changed(v);
+        }
     }
 
     fn run_then(&mut self, v: VolumeNr) {

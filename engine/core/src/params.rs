@@ -140,6 +140,10 @@ impl Core {
     /// What a peer is shown (`spec/state-machine.md` §8.7), with the flags of §1.8.
     pub(crate) fn presented(&self, n: NodeId, v: VolumeNr) -> Option<(UuidSet, UuidFlags, u64)> {
         let d = self.devs.get(&v)?;
+        // A disk that is on its way out does not speak for the volume any more.
+        if matches!(self.st.disk(v), DiskState::Failed | DiskState::Detaching) {
+            return None;
+        }
         let set = self.uuid_set(v)?;
         let l = d.ldev.as_ref()?;
         let source = self.sync_source(v).filter(|(s, _)| *s != n);
@@ -177,7 +181,10 @@ impl Core {
     /// Sends the own identifiers (or, diskless, the exposed one) to a peer.
     pub(crate) fn send_uuids(&mut self, n: NodeId, v: VolumeNr, extra: UuidFlags, mask: u64) {
         let Some((set, flags, bits)) = self.presented(n, v) else {
-            let uuid = self.devs.get(&v).map_or(0, |d| d.exposed_uuid);
+            let uuid = self
+                .devs
+                .get(&v)
+                .map_or(0, |d| if d.exposed_uuid == 0 { d.current_uuid() } else { d.exposed_uuid });
             let weak = if self.is_primary() { self.weak_mask(v) } else { 0 };
             self.send_data(n, Some(v), Packet::CurrentUuid(CurrentUuid { uuid, weak_nodes: weak }));
             return;

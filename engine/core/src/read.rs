@@ -108,6 +108,7 @@ impl Core {
     fn read_remote(&mut self, id: u64, n: NodeId) {
         let Some(r) = self.reads.get(&id) else { return };
         let (v, sector, len) = (r.vnr, r.sector, r.len);
+        self.close_epochs_before(n, self.epoch);
         if let Some(c) = self.conns.get_mut(&n) {
             c.reads.insert(id, id);
         }

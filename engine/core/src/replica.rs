@@ -16,6 +16,9 @@ use bytes::Bytes;
 use palisade_wire::enums::{ConnState, DiskState, ReplState};
 use palisade_wire::{BarrierAck, BlockAck, BlockDesc, ConfirmStable, DpFlags, Features, Packet};
 
+/// Epochs, notes and requests of one peer that may wait at once; a sane peer stays far below.
+const QUEUED_MAX: usize = 4096;
+
 /// What a replicated write does.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum PeerPayload {
@@ -232,7 +235,13 @@ impl Core {
     /// Whether the link's data stream may be read further: a bound on what is buffered for the disk.
     #[must_use]
     pub fn may_receive(&self, n: NodeId) -> bool {
-        self.conns.get(&n).is_none_or(|c| c.buffered <= u64::from(c.net.max_buffers) * 4096)
+        self.conns.get(&n).is_none_or(|c| {
+            c.buffered <= u64::from(c.net.max_buffers) * 4096
+                && c.received_epochs.len() <= QUEUED_MAX
+                && c.oos_after.len() <= QUEUED_MAX
+                && c.reads_served.len() <= QUEUED_MAX
+                && c.flush_requests.len() <= QUEUED_MAX
+        })
     }
 
     /// Submits replicated writes that may go.
@@ -704,8 +713,12 @@ impl Core {
             self.drop_link(n, ConnState::ProtocolError, "P_OUT_OF_SYNC outside of the device");
             return;
         }
-        let newest =
-            self.peer_requests.iter().filter(|(_, r)| r.peer == n && r.vnr == v).map(|(id, _)| *id).max();
+        let newest = self
+            .peer_requests
+            .iter()
+            .filter(|(_, r)| r.peer == n && r.vnr == v && !r.orphan)
+            .map(|(id, _)| *id)
+            .max();
         match newest {
             Some(id) => {
                 if let Some(c) = self.conns.get_mut(&n) {
@@ -720,7 +733,8 @@ impl Core {
         loop {
             let Some(c) = self.conns.get_mut(&n) else { return };
             let Some((id, v, sector, len)) = c.oos_after.front().copied() else { return };
-            let busy = self.peer_requests.iter().any(|(x, r)| *x <= id && r.peer == n && r.vnr == v);
+            let busy =
+                self.peer_requests.iter().any(|(x, r)| *x <= id && r.peer == n && r.vnr == v && !r.orphan);
             if busy {
                 return;
             }

@@ -962,7 +962,8 @@ impl Core {
         use ReplState as R;
         let size = self.devs.get(&v).map_or(0, |d| d.size);
         let end = r.sector.checked_add(u64::from(r.blksize) / SECTOR);
-        if end.is_none_or(|e| e > size) || r.blksize == 0 || r.blksize > BIO_SIZE_MAX {
+        let aligned = u64::from(r.blksize).is_multiple_of(SECTOR);
+        if !aligned || end.is_none_or(|e| e > size) || r.blksize == 0 || r.blksize > BIO_SIZE_MAX {
             self.drop_link(n, ConnState::ProtocolError, "resync request outside of the device");
             return;
         }
@@ -1141,8 +1142,7 @@ impl Core {
     fn tell_in_sync(&mut self, n: NodeId, v: VolumeNr, area: std::ops::Range<u64>) {
         use ReplState as R;
         let Some(l) = self.devs.get(&v).and_then(|d| d.ldev.as_ref()) else { return };
-        let extent = u32::try_from(area.start >> AL_EXTENT_SHIFT).unwrap_or(u32::MAX);
-        if l.al.in_use(extent) {
+        if self.writes_open(v, &area) {
             return;
         }
         let clean = |m: NodeId| {
@@ -1175,6 +1175,19 @@ impl Core {
         }
     }
 
+    /// Writes in the area of which not everybody's fate is known.
+    fn writes_open(&self, v: VolumeNr, area: &std::ops::Range<u64>) -> bool {
+        let hit = |sector: u64, len: u32| sector < area.end && area.start < sector + u64::from(len) / SECTOR;
+        let extents = (area.start >> AL_EXTENT_SHIFT)..=(area.end.saturating_sub(1) >> AL_EXTENT_SHIFT);
+        let hot = self
+            .devs
+            .get(&v)
+            .and_then(|d| d.ldev.as_ref())
+            .is_some_and(|l| extents.clone().any(|e| u32::try_from(e).is_ok_and(|e| l.al.in_use(e))));
+        hot || self.requests.values().any(|r| r.vnr == v && r.submitted && hit(r.sector, r.len))
+            || self.conns.values().any(|c| c.unacked.iter().any(|u| u.vnr == v && hit(u.sector, u.len)))
+    }
+
     pub(crate) fn got_peers_in_sync(&mut self, n: NodeId, v: VolumeNr, p: &PeersInSync) {
         let size = self.devs.get(&v).map_or(0, |d| d.size);
         let end = p.sector.saturating_add(u64::from(p.size) / SECTOR).min(size);
@@ -1183,11 +1196,10 @@ impl Core {
         }
         let mut changed = 0;
         let me = self.me;
+        if self.writes_open(v, &(p.sector..end)) {
+            return;
+        }
         if let Some(l) = self.ldev(v) {
-            let extent = u32::try_from(p.sector >> AL_EXTENT_SHIFT).unwrap_or(u32::MAX);
-            if l.al.in_use(extent) {
-                return;
-            }
             for m in NodeMask(p.mask).iter().filter(|m| *m != me) {
                 if let Some(s) = l.slot(m) {
                     changed += l.bitmap.set_in_sync(s, p.sector..end);
@@ -1334,6 +1346,10 @@ impl Core {
 
     fn tell_position(&mut self) {
         self.reconcile_flushes = None;
+        // Another Primary may have been lost while the flush ran.
+        if self.peer_requests.values().any(|r| r.orphan) {
+            return;
+        }
         let peers: BTreeSet<NodeId> =
             self.pds.iter().filter(|(_, p)| p.reconciliation).map(|((n, _), _)| *n).collect();
         for n in peers {

@@ -313,6 +313,10 @@ impl Core {
         if force {
             self.fail_all_requests();
         }
+        if busy && self.now.since(op.started) > self.cfg.resource.twopc_timeout * 2 {
+            self.conclude(op, Err(Refusal::Timeout));
+            return;
+        }
         if busy {
             self.flush_peer_acks();
             self.close_epoch();

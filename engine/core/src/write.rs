@@ -606,7 +606,7 @@ impl Core {
         }
     }
 
-    fn close_epochs_before(&mut self, n: NodeId, epoch: u32) {
+    pub(crate) fn close_epochs_before(&mut self, n: NodeId, epoch: u32) {
         let Some(c) = self.conns.get_mut(&n) else { return };
         let mut barriers = Vec::new();
         for e in c.sent_epochs.iter_mut().filter(|e| !e.barrier_sent && e.number != epoch) {
