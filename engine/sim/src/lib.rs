@@ -1,4 +1,13 @@
 //! Simulator and scenario runner: many cores on virtual disks, links and time.
+//!
+//! Nothing here is real but the cores, the packet codec and the metadata code: time is a number, chance comes from
+//! a seed, disks lose their cache, links delay, stall and break. Two ways in:
+//!
+//! - a *scenario* ([`scenario`]) is a text of commands and the states that must follow;
+//! - a *seed* ([`plan`], [`seeds`]) is a random cluster with random faults whose run must hold the invariants of
+//!   [`world`] and the checks of replicas and reads ([`front`]).
+//!
+//! `palisade-sim replay SEED --minimised --trace` shows what happened in a failing seed.
 #![forbid(unsafe_code)]
 
 mod check;

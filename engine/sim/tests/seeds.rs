@@ -19,7 +19,12 @@ fn seeds_hold_the_invariants() {
         (odd.join().unwrap(), even)
     });
     odd.extend(even);
-    assert!(odd.is_empty(), "{} of {SEEDS} seeds failed (palisade-sim replay SEED):\n{}", odd.len(), odd.join("\n"));
+    assert!(
+        odd.is_empty(),
+        "{} of {SEEDS} seeds failed (palisade-sim replay SEED):\n{}",
+        odd.len(),
+        odd.join("\n")
+    );
 }
 
 #[test]
