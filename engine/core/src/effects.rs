@@ -298,7 +298,7 @@ impl Core {
         let Some(u) = &p.uuids else { return };
         let same =
             self.devs.get(&v).is_some_and(|d| crate::tables::uuid::same(u.set.current, d.current_uuid()));
-        if !same || self.st.pdsk(n, v) != DiskState::UpToDate || self.st.disk(v) != DiskState::UpToDate {
+        if !same || self.st.pdsk(n, v) < DiskState::Consistent || self.st.disk(v) < DiskState::Consistent {
             return;
         }
         // Both are replicas of the same Primary, in sync with it: the bits are only what is not known yet.

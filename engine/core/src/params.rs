@@ -380,6 +380,9 @@ impl Core {
     pub(crate) fn clear_slot(&mut self, n: NodeId, v: VolumeNr) {
         if let Some(p) = self.pds.get_mut(&(n, v)) {
             p.lost_writes = false;
+            if let Some(u) = &mut p.uuids {
+                u.dirty_bits = 0;
+            }
         }
         let me = self.me.get();
         if let Some(mut set) = self.uuid_set(v) {

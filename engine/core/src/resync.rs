@@ -916,6 +916,9 @@ impl Core {
         }
         if let Some(p) = self.pds.get_mut(&(n, v)) {
             p.resync_failed_bits = 0;
+            if let Some(u) = p.uuids.as_mut().filter(|_| !failed) {
+                u.dirty_bits = 0;
+            }
         }
         if let Some(d) = self.devs.get_mut(&v) {
             d.stable_resync |= !failed && !unstable;
@@ -1157,7 +1160,10 @@ impl Core {
                 p.repl,
                 R::Established | R::SyncSource | R::SyncTarget | R::PausedSyncS | R::PausedSyncT
             );
-            if state && p.pdsk >= DiskState::Inconsistent && clean(m) {
+            // Bits the peer reported and nobody resynced yet speak for themselves.
+            let reported = self.pds.get(&(m, v)).and_then(|p| p.uuids.as_ref()).map_or(0, |u| u.dirty_bits);
+            let settled = p.repl != R::Established || reported == 0;
+            if state && settled && p.pdsk >= DiskState::Inconsistent && clean(m) {
                 mask = mask.with(m);
             }
         }
