@@ -15,6 +15,8 @@ pub mod commands;
 pub mod disk;
 pub mod front;
 pub mod link;
+mod machines;
+mod network;
 pub mod node;
 pub mod options;
 pub mod plan;

@@ -36,7 +36,7 @@ fn quorum(v: &str) -> Result<QuorumOption, String> {
 
 fn after_sb(v: &str) -> Result<AfterSb, String> {
     (0..=20u8)
-        .filter_map(|n| AfterSb::from_u8(n))
+        .filter_map(AfterSb::from_u8)
         .find(|a| a.name() == v)
         .ok_or_else(|| format!("'{v}' is no after-split-brain policy"))
 }

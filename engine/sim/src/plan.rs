@@ -154,7 +154,7 @@ fn op(rng: &mut Rng, n: usize) -> Op {
     let half = rng.chance(50);
     match rng.below(100) {
         0..=29 => {
-            Op::Load { count: rng.range(1, 40) as u32, gap: rng.range(10, 3000) * US, seed: rng.next() }
+            Op::Load { count: rng.range(1, 40) as u32, gap: rng.range(10, 3000) * US, seed: rng.draw() }
         }
         30..=41 => Op::Promote(a),
         42..=46 => Op::Demote(a),
@@ -205,7 +205,7 @@ impl Plan {
         let mut at = 0;
         let mut steps = vec![
             Step { at: 0, op: Op::Promote(rng.below(nodes.len() as u64) as usize) },
-            Step { at: 100 * MS, op: Op::Load { count: 20, gap: MS, seed: rng.next() } },
+            Step { at: 100 * MS, op: Op::Load { count: 20, gap: MS, seed: rng.draw() } },
         ];
         for _ in 0..count {
             at += rng.range(MS, pause);

@@ -1,22 +1,17 @@
 //! The whole cluster: virtual time, the queue of what happens next, and what each core wants done.
 
 use crate::disk::{to_bytes, to_stamps};
-use crate::front::{History, stamp};
-use crate::link::{Link, Parcel, Session, Wired, stream_index};
-use crate::node::{Node, NodeConfig, PendingIo, Request, RequestKind, VOLUME};
+use crate::front::History;
+use crate::link::{Link, Parcel, Session};
+use crate::node::{Node, NodeConfig, PendingIo, VOLUME};
 use crate::rng::Rng;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use palisade_core::Core;
-use palisade_core::io::{
-    AdminId, BlockId, BlockOp, BlockResult, CodecCtx, Command, HandlerId, Input, IoError, IoId, LinkError,
-    Output,
-};
+use palisade_core::io::{Command, HandlerId, Input, IoError, IoId, LinkError, Output};
 use palisade_core::types::{NodeId, Time};
-use palisade_wire::enums::{ConnState, DiskState, Role};
-use palisade_wire::{Packet, Stream};
+use palisade_wire::enums::DiskState;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
-use std::fmt::Write as _;
 
 /// A microsecond in the simulator's unit.
 pub const US: u64 = 1_000;
@@ -53,7 +48,7 @@ impl Default for Speed {
     }
 }
 
-enum What {
+pub(crate) enum What {
     Timer { node: usize, number: u64 },
     Io { node: usize, life: u64, id: u64 },
     Arrival { link: (usize, usize), session: u64, direction: usize, parcel: Parcel },
@@ -65,7 +60,7 @@ enum What {
     Plan(usize),
 }
 
-struct Event {
+pub(crate) struct Event {
     at: u64,
     order: u64,
     what: What,
@@ -126,22 +121,22 @@ pub struct World {
     pub results: BTreeMap<u64, bool>,
     /// Log lines of the cores, newest last, when asked for.
     pub log: Option<Vec<String>>,
-    queue: BinaryHeap<Reverse<Event>>,
+    pub(crate) queue: BinaryHeap<Reverse<Event>>,
     order: u64,
-    next: u64,
+    pub(crate) next: u64,
     eras: u64,
 }
 
-fn pair(a: usize, b: usize) -> (usize, usize) {
+pub(crate) fn pair(a: usize, b: usize) -> (usize, usize) {
     (a.min(b), a.max(b))
 }
 
 /// Which end of its link with `b` node `a` is.
-fn end_of(a: usize, b: usize) -> usize {
+pub(crate) fn end_of(a: usize, b: usize) -> usize {
     usize::from(a > b)
 }
 
-fn node_id(i: usize) -> NodeId {
+pub(crate) fn node_id(i: usize) -> NodeId {
     NodeId::from_u32(i as u32).unwrap_or_else(|| unreachable!("a cluster has at most 32 nodes"))
 }
 
@@ -204,13 +199,13 @@ impl World {
         }
     }
 
-    fn say(&self, f: impl FnOnce() -> String) {
+    pub(crate) fn say(&self, f: impl FnOnce() -> String) {
         if self.trace {
             println!("{:>12.6} {}", self.now as f64 / 1e9, f());
         }
     }
 
-    fn schedule(&mut self, at: u64, what: What) {
+    pub(crate) fn schedule(&mut self, at: u64, what: What) {
         self.order += 1;
         self.queue.push(Reverse(Event { at: at.max(self.now), order: self.order, what }));
         if self.queue.len() > QUEUE_MAX {
@@ -223,7 +218,7 @@ impl World {
         self.schedule(at, What::Plan(step));
     }
 
-    fn delay(&mut self, range: (u64, u64)) -> u64 {
+    pub(crate) fn delay(&mut self, range: (u64, u64)) -> u64 {
         let d = self.rng.range(range.0, range.1);
         if self.rng.chance(self.speed.spikes) { d * 20 } else { d }
     }
@@ -247,7 +242,7 @@ impl World {
         while self.step(until) {}
     }
 
-    fn dispatch(&mut self, what: What) {
+    pub(crate) fn dispatch(&mut self, what: What) {
         match what {
             What::Timer { node, number } => {
                 let n = &mut self.nodes[node];
@@ -293,7 +288,7 @@ impl World {
         }
     }
 
-    fn session(&mut self, link: (usize, usize), id: u64) -> Option<&mut Session> {
+    pub(crate) fn session(&mut self, link: (usize, usize), id: u64) -> Option<&mut Session> {
         self.links.get_mut(&link)?.session.as_mut().filter(|s| s.id == id)
     }
 
@@ -325,7 +320,7 @@ impl World {
         self.arm(n, due.map(|t| t.0));
     }
 
-    fn arm(&mut self, n: usize, due: Option<u64>) {
+    pub(crate) fn arm(&mut self, n: usize, due: Option<u64>) {
         let Some(due) = due else {
             self.nodes[n].timer = None;
             return;
@@ -340,12 +335,12 @@ impl World {
         self.schedule(due, What::Timer { node: n, number });
     }
 
-    fn output(&mut self, n: usize, o: Output) {
+    pub(crate) fn output(&mut self, n: usize, o: Output) {
         if self.trace {
             match &o {
                 Output::Event(_) => {}
                 Output::Log { scope, text, .. } => {
-                    self.say(|| format!("{} log {scope}: {text}", self.name(n)))
+                    self.say(|| format!("{} log {scope}: {text}", self.name(n)));
                 }
                 o => {
                     let text = short(&format!("{o:?}"));
@@ -438,7 +433,7 @@ impl World {
 
     // ----- disks -----
 
-    fn submit(&mut self, n: usize, id: IoId, io: PendingIo) {
+    pub(crate) fn submit(&mut self, n: usize, id: IoId, io: PendingIo) {
         let node = &self.nodes[n];
         let name = &node.config.name;
         let range = |io: &PendingIo| match io {
@@ -487,7 +482,7 @@ impl World {
 
     /// A write must not touch an extent that the journal on disk does not name, unless the disk is known to be
     /// a mixture anyway.
-    fn check_journal(&mut self, n: usize, sector: u64, count: u64) {
+    pub(crate) fn check_journal(&mut self, n: usize, sector: u64, count: u64) {
         let node = &mut self.nodes[n];
         let disk = node.core.as_ref().map_or(DiskState::Diskless, |c| c.state().disk(VOLUME));
         if !node.config.disk.al_updates || disk <= DiskState::Inconsistent || count == 0 {
@@ -503,7 +498,7 @@ impl World {
         }
     }
 
-    fn io_completed(&mut self, n: usize, life: u64, id: u64) {
+    pub(crate) fn io_completed(&mut self, n: usize, life: u64, id: u64) {
         let node = &mut self.nodes[n];
         if node.life != life {
             return;
@@ -545,557 +540,6 @@ impl World {
         };
         self.input(n, Input::IoDone { id: IoId(id), result });
     }
-
-    // ----- links -----
-
-    fn try_connect(&mut self, key: (usize, usize)) {
-        let d = self.delay((MS, 20 * MS));
-        let Some(l) = self.links.get_mut(&key) else { return };
-        if l.ready() {
-            l.connecting = true;
-            l.attempt += 1;
-            let attempt = l.attempt;
-            self.schedule(self.now + d, What::Connect { link: key, attempt });
-        }
-    }
-
-    fn establish(&mut self, key: (usize, usize), attempt: u64) {
-        let up = [self.delay((US, 500 * US)), self.delay((US, 500 * US))];
-        self.next += 1;
-        let id = self.next;
-        let now = self.now;
-        let Some(l) = self.links.get_mut(&key) else { return };
-        if l.attempt != attempt || !l.connecting {
-            return;
-        }
-        l.connecting = false;
-        if !l.ready() {
-            return;
-        }
-        l.want = [false; 2];
-        l.session = Some(Session {
-            id,
-            up: [false; 2],
-            open: [true; 2],
-            send: [CodecCtx::initial(); 2],
-            receive: [CodecCtx::initial(); 2],
-            last: [[0; 2]; 2],
-            dead: [false; 2],
-            stalled: [Vec::new(), Vec::new()],
-            earliest: [now + up[1], now + up[0]],
-        });
-        for (end, d) in up.into_iter().enumerate() {
-            self.schedule(now + d, What::LinkUp { link: key, session: id, end });
-        }
-    }
-
-    #[allow(clippy::too_many_arguments)] // One output, field by field.
-    fn send(
-        &mut self,
-        n: usize,
-        peer: usize,
-        stream: Stream,
-        volume: Option<u16>,
-        packet: &Packet,
-        digest: &Bytes,
-        bulk: Bytes,
-    ) {
-        let end = end_of(n, peer);
-        let key = pair(n, peer);
-        let Some(s) = self.links.get_mut(&key).and_then(|l| l.session.as_mut()) else {
-            self.fail(format!("{}: {packet:?} sent to {} without a link", self.name(n), self.name(peer)));
-            return;
-        };
-        if !s.open[end] || !s.up[end] {
-            return;
-        }
-        let mut head = BytesMut::new();
-        if let Err(e) = palisade_wire::encode(packet, volume, &s.send[end], digest, bulk.len(), &mut head) {
-            self.fail(format!("{}: {packet:?} cannot be encoded: {e}", self.name(n)));
-            return;
-        }
-        self.post(key, end, Parcel::Packet(Wired { stream, head: head.freeze(), bulk }));
-    }
-
-    /// Puts a parcel on its way.
-    fn post(&mut self, key: (usize, usize), direction: usize, parcel: Parcel) {
-        let d = self.delay(self.speed.net);
-        let end_stream = self.rng.below(2) as usize;
-        let now = self.now;
-        let Some(l) = self.links.get_mut(&key) else { return };
-        let slow = l.slow[direction];
-        let Some(s) = l.session.as_mut() else { return };
-        if s.dead[direction] {
-            return;
-        }
-        let stream = match &parcel {
-            Parcel::Packet(p) => stream_index(p.stream),
-            // The receiver may see the end of either stream first.
-            Parcel::End => end_stream,
-        };
-        let at = (now + d + slow).max(s.last[direction][stream] + 1).max(s.earliest[direction] + 1);
-        s.last[direction][stream] = at;
-        let session = s.id;
-        self.schedule(at, What::Arrival { link: key, session, direction, parcel });
-    }
-
-    fn arrival(&mut self, key: (usize, usize), id: u64, direction: usize, parcel: Parcel) {
-        let Some(l) = self.links.get_mut(&key) else { return };
-        let cut = l.cut[direction];
-        let Some(s) = l.session.as_mut().filter(|s| s.id == id) else { return };
-        let to = 1 - direction;
-        if s.dead[direction] || !s.open[to] {
-            return;
-        }
-        if cut || !s.stalled[direction].is_empty() {
-            s.stalled[direction].push(parcel);
-            return;
-        }
-        self.deliver(key, id, direction, parcel);
-    }
-
-    fn deliver(&mut self, key: (usize, usize), id: u64, direction: usize, parcel: Parcel) {
-        let to = 1 - direction;
-        let (me, peer) = if to == 0 { key } else { (key.1, key.0) };
-        let Some(s) = self.session(key, id) else { return };
-        if !s.open[to] {
-            return;
-        }
-        let ctx = s.receive[to];
-        let Parcel::Packet(w) = parcel else {
-            self.end_of_stream(key, id, to);
-            return;
-        };
-        match unpack(&w, &ctx) {
-            Ok((volume, packet, digest)) => {
-                let peer = node_id(peer);
-                let input = Input::Packet { peer, stream: w.stream, volume, packet, digest, data: w.bulk };
-                self.input(me, input);
-            }
-            Err(e) => {
-                let text =
-                    format!("{}: a packet from {} cannot be decoded: {e}", self.name(me), self.name(peer));
-                self.fail(text);
-            }
-        }
-    }
-
-    /// The end learns that the other one closed.
-    fn end_of_stream(&mut self, key: (usize, usize), id: u64, end: usize) {
-        let Some(s) = self.session(key, id) else { return };
-        if !s.open[end] {
-            return;
-        }
-        s.open[end] = false;
-        let was_up = s.up[end];
-        let (me, peer) = if end == 0 { key } else { (key.1, key.0) };
-        self.forget_session(key);
-        if was_up {
-            self.input(me, Input::LinkDown { peer: node_id(peer), why: LinkError::BrokenPipe });
-        } else if let Some(l) = self.links.get_mut(&key) {
-            l.want[end] = self.nodes[me].core.is_some();
-        }
-        self.try_connect(key);
-    }
-
-    fn forget_session(&mut self, key: (usize, usize)) {
-        if let Some(l) = self.links.get_mut(&key)
-            && l.session.as_ref().is_some_and(|s| s.open == [false; 2])
-        {
-            l.session = None;
-        }
-    }
-
-    fn close_link(&mut self, n: usize, peer: usize) {
-        let end = end_of(n, peer);
-        let key = pair(n, peer);
-        let Some(l) = self.links.get_mut(&key) else { return };
-        l.want[end] = false;
-        l.connecting = false;
-        let Some(s) = l.session.as_mut() else { return };
-        if !s.open[end] {
-            return;
-        }
-        let was_up = s.up[end];
-        self.post(key, end, Parcel::End);
-        if let Some(s) = self.links.get_mut(&key).and_then(|l| l.session.as_mut()) {
-            s.open[end] = false;
-        }
-        self.forget_session(key);
-        if was_up {
-            let d = self.rng.range(US, 200 * US);
-            let life = self.nodes[n].life;
-            self.schedule(self.now + d, What::LinkDown { node: n, life, peer, why: LinkError::Closed });
-        }
-        self.try_connect(key);
-    }
-
-    /// Cuts (or mends) one direction.
-    pub fn set_cut(&mut self, from: usize, to: usize, cut: bool) {
-        let direction = end_of(from, to);
-        let key = pair(from, to);
-        let kill = self.rng.chance(50);
-        let Some(l) = self.links.get_mut(&key) else { return };
-        if l.cut[direction] == cut {
-            return;
-        }
-        l.cut[direction] = cut;
-        self.say(|| format!("{} {} -> {}", if cut { "cut" } else { "heal" }, self.name(from), self.name(to)));
-        if cut {
-            return;
-        }
-        let Some(l) = self.links.get_mut(&key) else { return };
-        if let Some(s) = l.session.as_mut() {
-            let id = s.id;
-            let stalled = std::mem::take(&mut s.stalled[direction]);
-            if stalled.is_empty() {
-            } else if kill {
-                // The sender gave up retransmitting: a reset, noticed by both.
-                s.dead = [true; 2];
-                let d = self.now + self.rng.range(US, 50 * MS);
-                self.schedule(d, What::Reset { link: key, session: id, end: 0 });
-                let d = self.now + self.rng.range(US, 50 * MS);
-                self.schedule(d, What::Reset { link: key, session: id, end: 1 });
-            } else {
-                for p in stalled {
-                    self.deliver(key, id, direction, p);
-                }
-            }
-            // Half-open ends learn now.
-            if let Some(s) = self.session(key, id)
-                && s.open != [true; 2]
-            {
-                let end = usize::from(s.open[1]);
-                let d = self.now + self.rng.range(MS, 50 * MS);
-                self.schedule(d, What::Reset { link: key, session: id, end });
-            }
-        }
-        self.try_connect(key);
-    }
-
-    /// Breaks an established link: both ends see a reset, soon.
-    pub fn reset_link(&mut self, a: usize, b: usize) {
-        let key = pair(a, b);
-        self.say(|| format!("reset {} - {}", self.name(key.0), self.name(key.1)));
-        let Some(s) = self.links.get_mut(&key).and_then(|l| l.session.as_mut()) else { return };
-        s.dead = [true; 2];
-        let id = s.id;
-        for end in 0..2 {
-            let d = self.now + self.rng.range(US, 5 * MS);
-            self.schedule(d, What::Reset { link: key, session: id, end });
-        }
-    }
-
-    // ----- machines -----
-
-    /// Starts a node: resource, volume, peers; then, if wanted, disk and connections.
-    pub fn start(&mut self, n: usize, attach: bool, connect: bool) {
-        if self.nodes[n].core.is_some() {
-            return;
-        }
-        self.say(|| format!("start {}", self.name(n)));
-        let seed = self.rng.seed();
-        let node = &mut self.nodes[n];
-        node.life += 1;
-        node.core = Some(node.boot(node_id(n), seed));
-        self.command(n, Command::NewVolume { vnr: VOLUME, minor: n as u32 });
-        for m in (0..self.nodes.len()).filter(|m| *m != n) {
-            if self.nodes[n].config.unconfigured.contains(&m) {
-                continue;
-            }
-            let spec = self.nodes[n].peer_spec(node_id(m), m, self.name(m), self.nodes[m].diskful());
-            self.command(n, Command::NewPeer(spec));
-            let opts = self.nodes[n].config.peer_device.clone();
-            self.command(n, Command::SetPeerDevice { vnr: VOLUME, peer: node_id(m), opts });
-        }
-        if attach && self.nodes[n].diskful() {
-            self.attach(n);
-        }
-        if connect {
-            for m in (0..self.nodes.len()).filter(|m| *m != n) {
-                if self.nodes[n].config.unconfigured.contains(&m) {
-                    continue;
-                }
-                self.connect(n, m, false);
-            }
-        }
-    }
-
-    /// Attaches the backing device. Returns the command's number, 0 when it could not be issued.
-    pub fn attach(&mut self, n: usize) -> u64 {
-        if self.nodes[n].attached || !self.nodes[n].ios.is_empty() {
-            return 0;
-        }
-        match self.nodes[n].attach() {
-            Ok(c) => self.command(n, c),
-            Err(e) => {
-                let name = self.name(n).to_string();
-                self.fail(format!("{name}: the metadata cannot be attached: {e}"));
-                0
-            }
-        }
-    }
-
-    /// Starts connecting.
-    pub fn connect(&mut self, n: usize, peer: usize, discard_my_data: bool) -> u64 {
-        self.command(n, Command::Connect { peer: node_id(peer), discard_my_data, tentative: false })
-    }
-
-    /// Issues a command; its answer appears in the node's `answers` under the number returned.
-    pub fn command(&mut self, n: usize, c: Command) -> u64 {
-        self.next += 1;
-        let id = self.next;
-        let text = match &c {
-            Command::Attach { .. } => "Attach".to_string(),
-            c => format!("{c:?}"),
-        };
-        if self.nodes[n].core.is_none() {
-            return 0;
-        }
-        self.nodes[n].commands.insert(id, text);
-        self.input(n, Input::Admin(AdminId(id), c));
-        id
-    }
-
-    /// Ends a node: power loss, or only the process dies.
-    pub fn stop(&mut self, n: usize, power: bool) {
-        if self.nodes[n].core.is_none() {
-            return;
-        }
-        self.say(|| format!("{} {}", if power { "power loss" } else { "kill" }, self.name(n)));
-        let mut rng = self.rng.clone();
-        self.rng.next();
-        let now = self.now;
-        let node = &mut self.nodes[n];
-        node.core = None;
-        node.life += 1;
-        node.timer = None;
-        node.front_end = false;
-        node.attached = false;
-        node.openers = 0;
-        node.commands.clear();
-        node.hot = None;
-        let data = &mut node.data;
-        for io in std::mem::take(&mut node.ios).into_values() {
-            match io {
-                PendingIo::Write { sector, stamps, .. } => data.arrived_partly(&mut rng, sector, &stamps),
-                PendingIo::Meta { pos, data, .. } => {
-                    if let Some(m) = &node.meta {
-                        m.torn(&mut rng, pos, &data);
-                    }
-                }
-                PendingIo::Read { .. } | PendingIo::Flush(_) => {}
-            }
-        }
-        for (id, r) in std::mem::take(&mut node.requests) {
-            if matches!(r.kind, RequestKind::Write { .. }) {
-                self.history.orphan(id, r.sector, r.count, now);
-            }
-        }
-        if power {
-            self.nodes[n].data.power_loss(&mut rng);
-            let held = |s: u64, stamp: u64| {
-                self.nodes.iter().any(|m| {
-                    m.core.as_ref().is_some_and(|c| c.state().disk(VOLUME) == DiskState::UpToDate)
-                        && m.data.current.get(s as usize) == Some(&stamp)
-                })
-            };
-            self.history.power_loss(held);
-        }
-        for m in (0..self.nodes.len()).filter(|m| *m != n) {
-            let (key, end) = (pair(n, m), end_of(n, m));
-            let Some(l) = self.links.get_mut(&key) else { continue };
-            l.want[end] = false;
-            l.connecting = false;
-            let Some(s) = l.session.as_mut() else { continue };
-            if s.open[end] {
-                if power {
-                    s.open[end] = false;
-                    s.dead[end] = true;
-                } else {
-                    self.post(key, end, Parcel::End);
-                    if let Some(s) = self.links.get_mut(&key).and_then(|l| l.session.as_mut()) {
-                        s.open[end] = false;
-                    }
-                }
-            }
-            self.forget_session(key);
-        }
-        self.dirty = true;
-    }
-
-    /// Starts a node that was stopped; peers that still believe in its old connections get resets.
-    pub fn restart(&mut self, n: usize) {
-        if self.nodes[n].core.is_some() {
-            return;
-        }
-        for m in (0..self.nodes.len()).filter(|m| *m != n) {
-            let (key, end) = (pair(n, m), end_of(n, m));
-            let d = self.now + self.rng.range(MS, 100 * MS);
-            let Some(s) = self.links.get_mut(&key).and_then(|l| l.session.as_ref()) else { continue };
-            if !s.open[end] {
-                let (session, cut) = (s.id, self.links[&key].cut != [false; 2]);
-                if !cut {
-                    self.schedule(d, What::Reset { link: key, session, end: 1 - end });
-                }
-            }
-        }
-        self.start(n, true, true);
-    }
-
-    // ----- front ends -----
-
-    /// Number of writers that hold the device open.
-    pub fn openers(&mut self, n: usize, rw: u32) {
-        self.nodes[n].openers = rw;
-        self.input(n, Input::Openers { vnr: VOLUME, rw, ro: 0 });
-    }
-
-    /// Issues a front-end request. Returns its number.
-    pub fn request(&mut self, n: usize, op: FrontOp) -> u64 {
-        self.next += 1;
-        let id = self.next;
-        let (kind, sector, count, op) = match op {
-            FrontOp::Read { sector, count } => {
-                (RequestKind::Read, sector, count, BlockOp::Read { sector, len: count as u32 * 512 })
-            }
-            FrontOp::Write { sector, count, fua } => {
-                let stamps: Vec<u64> = (sector..sector + count).map(|s| stamp(id, s)).collect();
-                self.history.issue(id, sector, &stamps, self.now);
-                let data = to_bytes(&stamps);
-                (RequestKind::Write { fua }, sector, count, BlockOp::Write { sector, data, fua })
-            }
-            FrontOp::Zero { sector, count, discard } => {
-                self.history.issue(id, sector, &vec![0; count as usize], self.now);
-                let len = count as u32 * 512;
-                let op = if discard {
-                    BlockOp::Discard { sector, len }
-                } else {
-                    BlockOp::WriteZeroes { sector, len, unmap: false }
-                };
-                (RequestKind::Write { fua: false }, sector, count, op)
-            }
-            FrontOp::Flush => (RequestKind::Flush, 0, 0, BlockOp::Flush),
-        };
-        let era = self.nodes[n].era;
-        self.nodes[n].requests.insert(id, Request { kind, sector, count, issued: self.now, era });
-        self.input(n, Input::Block { id: BlockId(id), vnr: VOLUME, op });
-        id
-    }
-
-    fn block_done(&mut self, n: usize, id: u64, r: &BlockResult) {
-        let name = self.nodes[n].config.name.clone();
-        let Some(req) = self.nodes[n].requests.remove(&id) else {
-            self.fail(format!("{name}: request {id} was answered twice"));
-            return;
-        };
-        let ok = matches!(r, BlockResult::Done | BlockResult::Data(_));
-        self.history.reading =
-            self.nodes.iter().flat_map(|n| n.requests.values()).any(|r| r.kind == RequestKind::Read);
-        if !ok {
-            self.results.insert(id, false);
-        }
-        match req.kind {
-            RequestKind::Write { fua } => {
-                self.history.answer(id, req.sector, req.count, self.now, ok, fua);
-                if ok {
-                    self.counts.0 += 1;
-                    self.wrote(n, req.era);
-                }
-            }
-            RequestKind::Flush if ok => self.history.flushed(req.issued),
-            RequestKind::Flush => {}
-            RequestKind::Read => {
-                let BlockResult::Data(d) = r else { return };
-                self.counts.1 += 1;
-                let stamps = to_stamps(d).filter(|s| s.len() as u64 == req.count);
-                let Some(stamps) = stamps else {
-                    self.fail(format!("{name}: a read of sector {} returned damaged data", req.sector));
-                    return;
-                };
-                if !self.check_reads {
-                    return;
-                }
-                for (s, v) in (req.sector..).zip(stamps) {
-                    if let Err(e) = self.history.check(s, v, req.issued, self.now) {
-                        self.fail(format!("{name}: wrong data read: {e}"));
-                        return;
-                    }
-                }
-            }
-        }
-    }
-
-    /// At most one Primary completes writes: terms of office do not interleave.
-    fn wrote(&mut self, n: usize, era: u64) {
-        if self.writer == era || !self.check_writers {
-            self.writer = era;
-            return;
-        }
-        if self.past_writers.contains(&era) {
-            let name = self.name(n).to_string();
-            self.fail(format!("{name}: two Primaries complete writes at the same time"));
-        }
-        self.past_writers.insert(self.writer);
-        self.writer = era;
-    }
-
-    /// Nodes which are Primary and serve front ends.
-    #[must_use]
-    pub fn primaries(&self) -> Vec<usize> {
-        (0..self.nodes.len())
-            .filter(|n| {
-                self.nodes[*n].front_end && self.core(*n).is_some_and(|c| c.state().role == Role::Primary)
-            })
-            .collect()
-    }
-
-    /// The states of all nodes, one line per node and connection.
-    #[must_use]
-    pub fn status(&self) -> String {
-        let mut out = String::new();
-        for node in &self.nodes {
-            let name = &node.config.name;
-            let Some(core) = &node.core else {
-                let _ = writeln!(out, "{name} down");
-                continue;
-            };
-            let st = core.state();
-            let s = core.status();
-            let _ = write!(out, "{name} {} {}", st.role, st.disk(VOLUME));
-            for d in &s.devices {
-                if !d.quorum {
-                    out.push_str(" no-quorum");
-                }
-            }
-            let reasons = [
-                (st.susp_user, "user"),
-                (st.susp_nod, "no-data"),
-                (st.susp_fen, "fencing"),
-                (st.susp_quorum, "quorum"),
-                (st.susp_uuid, "uuid"),
-            ];
-            let suspended: Vec<&str> = reasons.iter().filter(|r| r.0).map(|r| r.1).collect();
-            if !suspended.is_empty() {
-                let _ = write!(out, " suspended:{}", suspended.join(","));
-            }
-            out.push('\n');
-            for c in &s.connections {
-                let _ = write!(out, "  {} {}", c.name, c.cstate);
-                if c.cstate == ConnState::Connected {
-                    let _ = write!(out, " {}", c.peer_role);
-                }
-                for p in &c.peer_devices {
-                    let _ = write!(out, " {} {}", p.repl, p.pdsk);
-                    if p.out_of_sync_kib > 0 {
-                        let _ = write!(out, " oos:{}", p.out_of_sync_kib);
-                    }
-                }
-                out.push('\n');
-            }
-        }
-        out
-    }
 }
 
 /// What a front end does.
@@ -1128,18 +572,6 @@ pub enum FrontOp {
     },
     /// Flush.
     Flush,
-}
-
-fn unpack(w: &Wired, ctx: &CodecCtx) -> Result<(Option<u16>, Packet, Bytes), String> {
-    let header = palisade_wire::decode_header(&w.head).map_err(|e| e.to_string())?;
-    let header = header.ok_or_else(|| "the header is short".to_string())?;
-    let fixed = w.head.slice(header.header_len..);
-    if fixed.len() + w.bulk.len() != header.length as usize {
-        return Err("the length in the header is not that of the packet".into());
-    }
-    let (packet, digest) =
-        palisade_wire::decode_fixed(&header, fixed, w.stream, ctx).map_err(|e| e.to_string())?;
-    Ok((header.volume, packet, digest))
 }
 
 /// A text of bounded length for traces.

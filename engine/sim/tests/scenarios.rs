@@ -1,4 +1,5 @@
 //! Every scenario file has the outcome it states.
+#![allow(clippy::unwrap_used)] // A test: what cannot be read fails it.
 
 use palisade_sim::scenario::run_file;
 use std::path::{Path, PathBuf};
