@@ -87,6 +87,7 @@ impl Runner {
         self.world.get_or_insert_with(|| {
             let mut w = World::new(7, configs.clone());
             w.trace = trace;
+            w.steady = true;
             for n in 0..w.nodes.len() {
                 if let Err(e) = w.nodes[n].create_md() {
                     w.fail(format!("create-md: {e}"));

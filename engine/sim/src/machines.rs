@@ -153,7 +153,7 @@ impl World {
         }
         for m in (0..self.nodes.len()).filter(|m| *m != n) {
             let (key, end) = (pair(n, m), end_of(n, m));
-            let d = self.now + self.rng.range(MS, 100 * MS);
+            let d = self.now + self.delay((MS, 100 * MS));
             let Some(s) = self.links.get_mut(&key).and_then(|l| l.session.as_ref()) else { continue };
             if !s.open[end] {
                 let (session, cut) = (s.id, self.links[&key].cut != [false; 2]);

@@ -79,7 +79,7 @@ impl World {
     /// Puts a parcel on its way.
     pub(crate) fn post(&mut self, key: (usize, usize), direction: usize, parcel: Parcel) {
         let d = self.delay(self.speed.net);
-        let end_stream = self.rng.below(2) as usize;
+        let end_stream = if self.steady { 0 } else { self.rng.below(2) as usize };
         let now = self.now;
         let Some(l) = self.links.get_mut(&key) else { return };
         let slow = l.slow[direction];
@@ -182,7 +182,7 @@ impl World {
         }
         self.forget_session(key);
         if was_up {
-            let d = self.rng.range(US, 200 * US);
+            let d = self.delay((US, 200 * US));
             let life = self.nodes[n].life;
             self.schedule(self.now + d, What::LinkDown { node: n, life, peer, why: LinkError::Closed });
         }
@@ -193,7 +193,7 @@ impl World {
     pub fn set_cut(&mut self, from: usize, to: usize, cut: bool) {
         let direction = end_of(from, to);
         let key = pair(from, to);
-        let kill = self.rng.chance(50);
+        let kill = self.steady || self.rng.chance(50);
         let Some(l) = self.links.get_mut(&key) else { return };
         if l.cut[direction] == cut {
             return;
@@ -211,9 +211,9 @@ impl World {
             } else if kill {
                 // The sender gave up retransmitting: a reset, noticed by both.
                 s.dead = [true; 2];
-                let d = self.now + self.rng.range(US, 50 * MS);
+                let d = self.now + self.delay((US, 50 * MS));
                 self.schedule(d, What::Reset { link: key, session: id, end: 0 });
-                let d = self.now + self.rng.range(US, 50 * MS);
+                let d = self.now + self.delay((US, 50 * MS));
                 self.schedule(d, What::Reset { link: key, session: id, end: 1 });
             } else {
                 for p in stalled {
@@ -225,7 +225,7 @@ impl World {
                 && s.open != [true; 2]
             {
                 let end = usize::from(s.open[1]);
-                let d = self.now + self.rng.range(MS, 50 * MS);
+                let d = self.now + self.delay((MS, 50 * MS));
                 self.schedule(d, What::Reset { link: key, session: id, end });
             }
         }
@@ -240,7 +240,7 @@ impl World {
         s.dead = [true; 2];
         let id = s.id;
         for end in 0..2 {
-            let d = self.now + self.rng.range(US, 5 * MS);
+            let d = self.now + self.delay((US, 5 * MS));
             self.schedule(d, What::Reset { link: key, session: id, end });
         }
     }

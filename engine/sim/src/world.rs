@@ -97,6 +97,8 @@ pub struct World {
     pub history: History,
     /// Delays.
     pub speed: Speed,
+    /// Every delay is the middle of its range: scenarios do not change with the number of draws.
+    pub steady: bool,
     /// The first violation.
     pub failure: Option<String>,
     /// Print what happens.
@@ -159,6 +161,7 @@ impl World {
             links,
             history: History::new(sectors),
             speed: Speed::default(),
+            steady: false,
             failure: None,
             trace: false,
             steps: 0,
@@ -219,6 +222,9 @@ impl World {
     }
 
     pub(crate) fn delay(&mut self, range: (u64, u64)) -> u64 {
+        if self.steady {
+            return range.0.midpoint(range.1);
+        }
         let d = self.rng.range(range.0, range.1);
         if self.rng.chance(self.speed.spikes) { d * 20 } else { d }
     }
