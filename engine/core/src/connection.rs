@@ -50,6 +50,8 @@ pub(crate) enum Veto {
 pub(crate) struct BitmapExchange {
     /// Takes the peer's packets.
     pub receiver: Option<palisade_wire::bitmap::Receiver>,
+    /// Packets taken so far.
+    pub packets: u64,
     /// The own bitmap was sent.
     pub sent: bool,
     /// The peer's bitmap is complete.

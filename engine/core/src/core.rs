@@ -174,6 +174,7 @@ pub struct Core {
     pub(crate) reconcile_flushes: Option<u32>,
     pub(crate) read_toggle: bool,
     pub(crate) resync_timer: Option<Time>,
+    pub(crate) watch: crate::watch::Watch,
     pub(crate) front_end: bool,
     pub(crate) events: BTreeSet<Event>,
 }
@@ -233,6 +234,7 @@ impl Core {
             reconcile_flushes: None,
             read_toggle: false,
             resync_timer: None,
+            watch: crate::watch::Watch::default(),
             front_end: false,
             events: BTreeSet::new(),
         }

@@ -32,6 +32,7 @@ pub mod status;
 pub mod tables;
 mod twopc;
 pub mod types;
+mod watch;
 mod write;
 
 pub use crate::core::{AdminError, Core};

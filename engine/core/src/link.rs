@@ -607,6 +607,7 @@ impl Core {
         self.peer_ack_timer();
         self.resync_timers();
         self.reconcile_timer();
+        self.watch_timer();
     }
 
     fn connection_timer(&mut self, n: NodeId) {
@@ -656,6 +657,7 @@ impl Core {
             self.peer_ack_deadline(),
             self.resync_deadline(),
             self.reconcile_until,
+            self.watch_deadline(),
         ];
         conns.chain(others.into_iter().flatten()).min()
     }

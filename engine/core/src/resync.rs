@@ -123,6 +123,7 @@ impl Core {
         let bits = self.devs.get(&v).and_then(|d| d.ldev.as_ref()).map_or(0, |l| l.bitmap.bits());
         if let Some(p) = self.pds.get_mut(&(n, v)) {
             p.target_done = None;
+            p.bitmap.packets = 0;
             p.bitmap.sent = false;
             p.bitmap.received = false;
             p.bitmap.receiver = Some(Receiver::new(bits, HeaderKind::H100));
@@ -198,6 +199,7 @@ impl Core {
         else {
             return;
         };
+        p.bitmap.packets += 1;
         let (Some(r), Some(slot)) = (&mut p.bitmap.receiver, l.slot(n)) else { return };
         match take(r, &mut l.bitmap, slot) {
             Ok(Progress::More) => {}

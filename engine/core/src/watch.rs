@@ -1,0 +1,124 @@
+//! What must not stay as it is: states in which a peer device waits for something that nobody is working on.
+//!
+//! Two nodes can disagree about a resync after packets crossed in an unlucky way. The reference leaves such states to the
+//! administrator (`spec/weaknesses.md`); here a look every few seconds finds those which did not move since the last one
+//! and starts them anew, by means every peer understands: a new comparison, or a new connection.
+
+use crate::core::Core;
+use crate::io::LogLevel;
+use crate::types::{NodeId, Time, VolumeNr};
+use palisade_wire::UuidFlags;
+use palisade_wire::enums::{ConnState, DiskState, ReplState};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// Time between two looks.
+const INTERVAL: Duration = Duration::from_secs(5);
+
+/// A state that should pass.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Passing {
+    /// A bitmap exchange, with so many bitmap packets received.
+    Exchange(u64),
+    /// An attached disk waits for this peer's comparison.
+    Negotiating,
+    /// The own disk is not UpToDate, this peer's is, and nothing is resynced.
+    Behind(DiskState),
+    /// Both UpToDate, and so many bits set.
+    Bits(u64),
+}
+
+/// What was seen at the last look.
+#[derive(Debug, Default)]
+pub(crate) struct Watch {
+    next: Option<Time>,
+    seen: BTreeMap<(NodeId, VolumeNr), Passing>,
+}
+
+impl Core {
+    pub(crate) fn watch_deadline(&self) -> Option<Time> {
+        if self.st.connected_mask().is_empty() { None } else { self.watch.next }
+    }
+
+    pub(crate) fn watch_timer(&mut self) {
+        let next = *self.watch.next.get_or_insert(self.now + INTERVAL);
+        if self.now < next {
+            return;
+        }
+        self.watch.next = Some(self.now + INTERVAL);
+        let now: BTreeMap<_, _> =
+            self.pds.keys().filter_map(|(n, v)| self.passing(*n, *v).map(|p| ((*n, *v), p))).collect();
+        let before = std::mem::replace(&mut self.watch.seen, now.clone());
+        for (k, p) in now {
+            if before.get(&k) == Some(&p) {
+                self.move_on(k.0, k.1, p);
+            }
+        }
+    }
+
+    fn passing(&self, n: NodeId, v: VolumeNr) -> Option<Passing> {
+        use DiskState as D;
+        use ReplState as R;
+        let p = self.pds.get(&(n, v))?;
+        let s = self.st.pds.get(&(n, v))?;
+        if !self.st.connected(n) {
+            return None;
+        }
+        let disk = self.st.disk(v);
+        let resyncing = self.st.peers_of(v).any(|(_, p)| p.repl > R::Established);
+        match s.repl {
+            R::WFBitMapS | R::WFBitMapT => Some(Passing::Exchange(p.bitmap.packets)),
+            R::Established if disk == D::Negotiating && p.negotiating => Some(Passing::Negotiating),
+            R::Established
+                if (D::Inconsistent..D::UpToDate).contains(&disk) && s.pdsk == D::UpToDate && !resyncing =>
+            {
+                Some(Passing::Behind(disk))
+            }
+            R::Established if disk == D::UpToDate && s.pdsk == D::UpToDate && !resyncing => {
+                let l = self.devs.get(&v)?.ldev.as_ref()?;
+                let bits = l.bitmap.weight(l.slot(n)?);
+                let idle = !self.requests.values().any(|r| r.vnr == v);
+                (bits > 0 && idle).then_some(Passing::Bits(bits))
+            }
+            _ => None,
+        }
+    }
+
+    fn move_on(&mut self, n: NodeId, v: VolumeNr, p: Passing) {
+        let scope = self.scope(Some(n), Some(v));
+        match p {
+            Passing::Exchange(_) => {
+                self.drop_link(
+                    n,
+                    ConnState::NetworkFailure,
+                    "the bitmap exchange does not go on; connecting anew",
+                );
+            }
+            Passing::Negotiating => {
+                self.drop_link(
+                    n,
+                    ConnState::NetworkFailure,
+                    "the attach negotiation does not go on; connecting anew",
+                );
+            }
+            Passing::Behind(disk) => {
+                self.log(LogLevel::Info, scope, format!("{disk} beside an UpToDate peer: comparing again"));
+                if let Some(p) = self.pds.get_mut(&(n, v)) {
+                    p.got_stable = true;
+                }
+                self.recalc("compare-again");
+                if let Some(p) = self.pds.get_mut(&(n, v)) {
+                    p.got_stable = false;
+                }
+                if self.st.disk(v) < DiskState::UpToDate {
+                    self.send_uuids(n, v, UuidFlags::RESYNC, 0);
+                    self.reconsider(n, v);
+                }
+            }
+            Passing::Bits(bits) => {
+                self.log(LogLevel::Info, scope, format!("{bits} bits set between UpToDate replicas"));
+                self.established(n, v);
+            }
+        }
+    }
+}
