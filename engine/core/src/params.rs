@@ -337,8 +337,7 @@ impl Core {
                     .is_some_and(|u| (0u8..32).any(|i| i != n.get() && u.set.slot(i) == 0 && diskful(i)))
         });
         let absent_and_current = self.st.peers_of(v).any(|(n, p)| {
-            let absent = (DiskState::Inconsistent..=DiskState::DUnknown).contains(&p.pdsk)
-                && p.repl < ReplState::Established
+            let absent = (p.pdsk < DiskState::Consistent || p.repl < ReplState::Established)
                 && self.conns.get(&n).is_some_and(|c| c.diskful);
             let last = self.pds.get(&(n, v)).and_then(|p| p.uuids.as_ref());
             absent
@@ -354,6 +353,15 @@ impl Core {
         let weak = self.weak_mask(v);
         if let Some(d) = self.devs.get_mut(&v) {
             d.exposed_uuid = uuid;
+        }
+        // Whoever takes part follows; that is what is known of it from now on.
+        for ((n, pv), p) in &mut self.pds {
+            if *pv == v
+                && weak & n.mask().0 == 0
+                && let Some(u) = &mut p.uuids
+            {
+                u.set.current = uuid;
+            }
         }
         let scope = self.scope(None, Some(v));
         self.log(LogLevel::Info, scope, format!("new exposed current UUID: {uuid:016X} weak: {weak:016X}"));
