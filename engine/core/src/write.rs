@@ -642,7 +642,9 @@ impl Core {
         r.local = Some(if result.is_ok() { Leg::Ok } else { Leg::Failed });
         let (sector, len, completed) = (r.sector, r.len, r.completed);
         if completed && let Some(d) = self.devs.get_mut(&v) {
+            // Another node may be Primary by now.
             d.locks.remove(id, sector);
+            self.todo(Todo::KickPeers(v));
         }
         if result.is_err() {
             self.local_write_failed(v, sector, len);
@@ -734,7 +736,8 @@ impl Core {
             self.held.insert(id);
             return;
         }
-        let good = r.local == Some(Leg::Ok) || r.peers.iter().any(|l| l.up_to_date && l.leg == Leg::Ok);
+        let good = r.local == Some(Leg::Ok) && r.local_up_to_date
+            || r.peers.iter().any(|l| l.up_to_date && l.leg == Leg::Ok);
         let result = if lost && self.io_must_fail() {
             BlockResult::IoError
         } else if good {
