@@ -9,6 +9,7 @@
 use crate::core::{AfterHandler, Core, IoTag, Todo};
 use crate::intervals::Holder;
 use crate::io::{Event, HandlerCall, IoError, LogLevel, Output, Stream};
+use crate::state::State;
 use crate::tables::rate::{RateController, Turn};
 use crate::tables::uuid::{TargetFinished, same};
 use crate::types::{AL_EXTENT_SHIFT, BIO_SIZE_MAX, NodeId, NodeMask, SECTOR, Time, VolumeNr};
@@ -1226,6 +1227,9 @@ impl Core {
     // ----- flush before finishing (`spec/wire-protocol.md` §10.7) -----
 
     fn request_flushes(&mut self, n: NodeId, v: VolumeNr) {
+        // The own peer-acks as well: one that says that this node lacks a write must not follow the resync of it.
+        self.close_epoch();
+        self.flush_peer_acks();
         self.flush_sequence += 1;
         let sequence = self.flush_sequence;
         let modern = |c: &crate::connection::Connection| c.apv >= 123;
@@ -1410,6 +1414,17 @@ impl Core {
     fn reconciled(&mut self, n: NodeId) {
         for v in self.vnrs() {
             if let Some(p) = self.pds.get_mut(&(n, v)) {
+                p.reconciliation = false;
+            }
+        }
+    }
+
+    /// The lost Primary is connected again, and still Primary: it knows its writes, positions do not matter any more.
+    pub(crate) fn primary_is_back(&mut self, new: &State) {
+        let back =
+            self.lost_primary.is_some_and(|(n, _)| new.connected(n) && new.peer_role(n) == Role::Primary);
+        if back {
+            for p in self.pds.values_mut() {
                 p.reconciliation = false;
             }
         }

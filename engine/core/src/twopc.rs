@@ -707,6 +707,7 @@ impl Core {
         if let Change::Negotiate(v) = change {
             self.negotiate(v);
         }
+        self.primary_is_back(&new);
         self.force(tag(change), move |s| *s = new);
         match change {
             Change::Promote { up_to_date, .. } => {
@@ -1217,6 +1218,7 @@ impl Core {
             s
         };
         let was_connected = self.st.connected(init);
+        self.primary_is_back(&new);
         self.force("remote", move |s| *s = new);
         if t.target == Some(self.me) && was_connected && self.st.cstate(init) == ConnState::TearDown {
             self.torn_down(init);
