@@ -65,7 +65,8 @@ impl Core {
     pub(crate) fn meta_next(&mut self, v: VolumeNr) {
         let Some(d) = self.devs.get_mut(&v) else { return };
         let Some(l) = &mut d.ldev else { return };
-        if l.meta.job.is_some() {
+        // After a failure the metadata stays as it is: what it could not take was never announced.
+        if l.meta.job.is_some() || l.meta.job_failed {
             return;
         }
         let mut writes: Vec<(u64, Bytes)> = Vec::new();
@@ -113,7 +114,6 @@ impl Core {
         };
         l.meta.job = Some(job);
         l.meta.job_ios = 0;
-        l.meta.job_failed = false;
         self.meta_writes(v, writes);
     }
 

@@ -1004,6 +1004,28 @@ impl Core {
         self.serve_waiting(v);
     }
 
+    /// The Primary's stream has not reached the position this request depends on.
+    fn behind(&self, r: &SourceRequest) -> bool {
+        r.dagtag != 0
+            && r.node != self.me
+            && self.st.connected(r.node)
+            && self.conns.get(&r.node).is_some_and(|c| c.rx_dagtag < r.dagtag)
+    }
+
+    /// A resync request waits only for writes in this range to end.
+    pub(crate) fn resync_waits_for(&self, v: VolumeNr, start: u64, end: u64) -> bool {
+        self.pds.iter().any(|((n, pv), p)| {
+            *pv == v
+                && self.st.repl(*n, v) == ReplState::SyncSource
+                && p.source.values().any(|r| {
+                    r.phase == SourcePhase::Waiting
+                        && r.sector < end
+                        && start < r.sector + u64::from(r.len) / SECTOR
+                        && !self.behind(r)
+                })
+        })
+    }
+
     /// Reads for requests whose conditions are met.
     pub(crate) fn serve_waiting(&mut self, v: VolumeNr) {
         let mut ready = Vec::new();
@@ -1015,11 +1037,7 @@ impl Core {
                 if r.phase != SourcePhase::Waiting {
                     continue;
                 }
-                let behind = r.dagtag != 0
-                    && r.node != self.me
-                    && self.st.connected(r.node)
-                    && self.conns.get(&r.node).is_some_and(|c| c.rx_dagtag < r.dagtag);
-                if behind {
+                if self.behind(r) {
                     continue;
                 }
                 let end = r.sector + u64::from(r.len) / SECTOR;

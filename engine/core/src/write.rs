@@ -322,6 +322,10 @@ impl Core {
             return false;
         }
         let end = sector + u64::from(len) / SECTOR;
+        // A resync passes once, the application could keep a block busy for ever (`spec/state-machine.md` §11.5).
+        if self.resync_waits_for(v, sector, end) {
+            return false;
+        }
         let Some(d) = self.devs.get_mut(&v) else { return false };
         if d.locks.overlapping(sector, end).next().is_some() {
             return false;
