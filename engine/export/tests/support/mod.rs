@@ -360,6 +360,7 @@ pub fn suite(disk: &MemDisk, target: &str, fio: &[String]) {
         "--verify=crc32c",
         "--verify_fatal=1",
         "--do_verify=1",
+        "--verify_state_save=0",
         "--output-format=terse",
     ];
     let arguments: Vec<&str> = verify.into_iter().chain(fio.iter().map(String::as_str)).collect();
