@@ -18,8 +18,8 @@ use palisade_metadata::PeerFlags;
 use palisade_wire::bitmap::{Progress, Receiver, Sender};
 use palisade_wire::enums::{ConnState, DiskState, ReplState, Role};
 use palisade_wire::{
-    BlockReq, DagtagReq, Data, Features, FlushAck, FlushForward, FlushRequests, HeaderKind, Packet,
-    PeerDagtag, PeersInSync, UuidFlags,
+    BlockDesc, BlockReq, DagtagReq, Data, Features, FlushAck, FlushForward, FlushRequests, HeaderKind,
+    Packet, PeerDagtag, PeersInSync, UuidFlags,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -743,13 +743,27 @@ impl Core {
 
     /// A block is equal to the partner's now; whether others have it is for P_PEERS_IN_SYNC to say.
     fn now_in_sync_with(&mut self, n: NodeId, v: VolumeNr, range: std::ops::Range<u64>, wrote: bool) {
-        if let Some(l) = self.ldev(v) {
-            if wrote {
-                l.mark_others(range.clone(), n.mask());
+        let Some(l) = self.devs.get_mut(&v).and_then(|d| d.ldev.as_mut()) else { return };
+        let mut news = Vec::new();
+        if wrote {
+            // Those who wait for this node to resync them have its bitmap of before.
+            for (m, p) in self.st.peers_of(v) {
+                if m != n
+                    && matches!(p.repl, ReplState::SyncSource | ReplState::PausedSyncS | ReplState::WFBitMapS)
+                    && let Some(s) = l.slot(m)
+                    && l.bitmap.set_out_of_sync(s, range.clone()) > 0
+                {
+                    news.push(m);
+                }
             }
-            if let Some(s) = l.slot(n) {
-                l.bitmap.set_in_sync(s, range);
-            }
+            l.mark_others(range.clone(), n.mask());
+        }
+        if let Some(s) = l.slot(n) {
+            l.bitmap.set_in_sync(s, range.clone());
+        }
+        let blksize = u32::try_from((range.end - range.start) * SECTOR).unwrap_or(u32::MAX);
+        for m in news {
+            self.send_data(m, Some(v), Packet::OutOfSync(BlockDesc { sector: range.start, blksize }));
         }
     }
 
@@ -857,7 +871,9 @@ impl Core {
         let Some(p) = self.pds.get(&(n, v)) else { return };
         let Some(t) = &p.target else { return };
         let stable_before = self.devs.get(&v).is_some_and(|d| d.stable_resync);
-        let (failed, unstable, start_uuid) = (t.failed, t.unstable && !stable_before, t.start_uuid);
+        // The Primary may have been lost on the way: what the source got from it since is not known here.
+        let unstable = (t.unstable && !stable_before) || self.source_unstable(n, v);
+        let (failed, start_uuid) = (t.failed, t.start_uuid);
         let Some(source) = p.uuids.clone() else { return };
         let source_disk = self.st.pdsk(n, v);
         let mut older = 0;
