@@ -1319,6 +1319,7 @@ impl Core {
             return;
         }
         self.flush_peer_acks();
+        due.retain(|(n, _)| self.st.connected(*n));
         for (n, sequence) in due {
             for m in self.st.connected_mask().iter().collect::<Vec<_>>() {
                 if m == n {
@@ -1333,7 +1334,8 @@ impl Core {
     }
 
     pub(crate) fn got_flush_forward(&mut self, n: NodeId, sequence: u64, initiator: u32) {
-        if let Some(i) = NodeId::from_u32(initiator) {
+        // Whoever asked may be gone, or in a new handshake.
+        if let Some(i) = NodeId::from_u32(initiator).filter(|i| self.st.connected(*i)) {
             let a = FlushAck { flush_sequence: sequence, primary_node_id: n.get().into() };
             self.send_data(i, None, Packet::FlushRequestsAck(a));
         }

@@ -740,7 +740,9 @@ impl Core {
             self.held.insert(id);
             return;
         }
-        let good = r.local == Some(Leg::Ok) && r.local_up_to_date
+        // A copy on a disk that is gone since is no copy: another replica may serve this range from now on.
+        let disk = self.st.disk(r.vnr) >= DiskState::Outdated;
+        let good = r.local == Some(Leg::Ok) && r.local_up_to_date && disk
             || r.peers.iter().any(|l| l.up_to_date && l.leg == Leg::Ok);
         let result = if lost && self.io_must_fail() {
             BlockResult::IoError

@@ -165,6 +165,11 @@ impl World {
         }
     }
 
+    pub(crate) fn link_is_up(&self, n: usize, peer: usize) -> bool {
+        let session = self.links.get(&pair(n, peer)).and_then(|l| l.session.as_ref());
+        session.is_some_and(|s| s.up[end_of(n, peer)])
+    }
+
     pub(crate) fn close_link(&mut self, n: usize, peer: usize) {
         let end = end_of(n, peer);
         let key = pair(n, peer);

@@ -280,7 +280,9 @@ impl World {
                 self.input(me, Input::LinkUp { peer: node_id(peer), resolve_conflicts: end == 1 });
             }
             What::LinkDown { node, life, peer, why } => {
-                if self.nodes[node].life == life {
+                // The note about a closed link comes before its successor is up, or not at all.
+                let stale = why == palisade_core::io::LinkError::Closed && self.link_is_up(node, peer);
+                if self.nodes[node].life == life && !stale {
                     self.input(node, Input::LinkDown { peer: node_id(peer), why });
                 }
             }
