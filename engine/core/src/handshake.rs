@@ -126,6 +126,7 @@ impl Core {
             } else {
                 Phase::Again
             },
+            attaching: self.st.disk(v) == DiskState::Negotiating,
             lost_primary: None,
             demoted,
         };

@@ -440,6 +440,14 @@ pub(crate) fn sanitize(old: &State, new: &mut State, f: &Facts<'_>) {
                 new.susp_fen = true;
             }
         }
+        // §14.5: everybody is back, or known to be behind.
+        let settled = new.pds.iter().all(|((n, v), p)| {
+            let stonith = f.pd.get(&(*n, *v)).is_some_and(|x| x.fencing == Fencing::ResourceAndStonith);
+            !stonith || p.repl >= R::Established || p.pdsk <= D::Outdated
+        });
+        if settled {
+            new.susp_fen = false;
+        }
     }
 
     // 4.8

@@ -82,6 +82,8 @@ pub struct Negotiation<'a> {
     pub policies: Policies,
     /// Occasion.
     pub phase: Phase,
+    /// The own disk is the one being attached: its state is that of the metadata, nobody uses its data yet.
+    pub attaching: bool,
     /// The common lost Primary, if there is one.
     pub lost_primary: Option<LostPrimary>,
     /// How the demotion asked for by [`Action::Demote`] went. Repeat the call with otherwise the same
@@ -529,6 +531,7 @@ impl Work<'_, '_> {
         let strategy = self.strategy();
         strategy.is_target()
             && !strategy.is_if_both_failed()
+            && !self.n.attaching
             && self.c.me.role == Role::Primary
             && self.c.me.real_disk() >= DiskState::Consistent
             && self.overwrites()

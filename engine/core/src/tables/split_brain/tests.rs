@@ -54,6 +54,7 @@ fn negotiation<'a>(mine: &'a UuidSet, its: &'a UuidSet) -> Negotiation<'a> {
             tentative: false,
         },
         phase: Phase::Connect,
+        attaching: false,
         lost_primary: None,
         demoted: None,
     }
