@@ -47,13 +47,13 @@ fn pair(a: u8, b: u8) -> (u8, u8) {
     (a.min(b), a.max(b))
 }
 
-/// I/O that a node can be slow with.
+/// I/O that a node can be slow with. What is written is on disk when the write completes.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Slow {
-    /// Metadata writes. The bytes are on disk at once, only their completion is late.
+    /// Metadata writes.
     Meta,
     Read,
-    /// Data writes, on disk when they complete.
+    /// Data writes.
     Write,
     Flush,
 }
@@ -64,8 +64,16 @@ struct HeldIo {
     io: IoId,
     /// Result of a read.
     data: Bytes,
-    /// First sector and payload of a write.
+    /// First sector and payload of a data write.
     write: Option<(u64, Bytes)>,
+    /// Position and payload of a metadata write.
+    meta: Option<(u64, Bytes)>,
+}
+
+impl HeldIo {
+    fn new(node: usize, io: IoId) -> Self {
+        Self { node, io, data: Bytes::new(), write: None, meta: None }
+    }
 }
 
 type Choice = Box<dyn Fn(u8, u8, &Packet) -> bool>;
@@ -414,6 +422,11 @@ impl Cluster {
             let at = sector as usize * 512;
             self.nodes[h.node].data[at..at + data.len()].copy_from_slice(&data);
         }
+        if let Some((pos, data)) = h.meta {
+            for (nr, block) in data.as_chunks().0.iter().enumerate() {
+                self.nodes[h.node].meta.insert(pos + nr as u64 * 4096, *block);
+            }
+        }
         self.inbox.push_back((h.node, Input::IoDone { id: h.io, result: Ok(h.data) }));
     }
 }
@@ -586,21 +599,18 @@ impl Cluster {
             Output::DiskRead { id, sector, len, .. } => {
                 let at = sector as usize * 512;
                 let data = Bytes::copy_from_slice(&self.nodes[i].data[at..at + len as usize]);
-                self.operation(i, Slow::Read, id, data, None);
+                self.operation(Slow::Read, HeldIo { data, ..HeldIo::new(i, id) });
             }
             Output::DiskWrite { id, sector, data, .. } => {
-                self.operation(i, Slow::Write, id, Bytes::new(), Some((sector, data)));
+                self.operation(Slow::Write, HeldIo { write: Some((sector, data)), ..HeldIo::new(i, id) });
             }
             Output::DiskZero { id, sector, len, .. } => {
                 let zeroes = Bytes::from(vec![0; len as usize]);
-                self.operation(i, Slow::Write, id, Bytes::new(), Some((sector, zeroes)));
+                self.operation(Slow::Write, HeldIo { write: Some((sector, zeroes)), ..HeldIo::new(i, id) });
             }
-            Output::DiskFlush { id, .. } => self.operation(i, Slow::Flush, id, Bytes::new(), None),
+            Output::DiskFlush { id, .. } => self.operation(Slow::Flush, HeldIo::new(i, id)),
             Output::MetaWrite { id, pos, data, .. } => {
-                for (nr, block) in data.as_chunks::<4096>().0.iter().enumerate() {
-                    self.nodes[i].meta.insert(pos + nr as u64 * 4096, *block);
-                }
-                self.operation(i, Slow::Meta, id, Bytes::new(), None);
+                self.operation(Slow::Meta, HeldIo { meta: Some((pos, data)), ..HeldIo::new(i, id) });
             }
             Output::RunHandler { id, .. } => {
                 self.inbox.push_back((i, Input::HandlerDone { id, exit: Some(0) }));
@@ -615,9 +625,8 @@ impl Cluster {
         }
     }
 
-    fn operation(&mut self, node: usize, kind: Slow, io: IoId, data: Bytes, write: Option<(u64, Bytes)>) {
-        let h = HeldIo { node, io, data, write };
-        if self.slow.contains(&(node, kind)) {
+    fn operation(&mut self, kind: Slow, h: HeldIo) {
+        if self.slow.contains(&(h.node, kind)) {
             self.held_io.push(h);
         } else {
             self.land(h);
@@ -707,15 +716,13 @@ impl Cluster {
         }
     }
 
-    /// Everybody is UpToDate, equal, and knows it.
+    /// Everybody is UpToDate and equal; after a while nobody thinks otherwise.
     pub fn assert_heals(&mut self) {
         self.wait("everybody UpToDate", Self::all_up_to_date);
-        self.advance(Duration::from_secs(2));
+        self.advance(Duration::from_secs(1));
         self.assert_equal();
-        for i in 0..self.nodes.len() {
-            for p in self.peers_of(i) {
-                assert_eq!(self.oos(i, p), 0, "bits of {i} towards {p} are left");
-            }
-        }
+        self.wait("no bits left", |c| {
+            c.all_up_to_date() && (0..c.nodes.len()).all(|i| c.peers_of(i).all(|p| c.oos(i, p) == 0))
+        });
     }
 }
