@@ -322,10 +322,13 @@ impl Core {
             self.clear_slot(n, v);
             return;
         }
+        let diskless_primary = !self.st.primary_peers().is_empty();
         let source = match (self.is_primary(), self.st.peer_role(n) == Role::Primary) {
             (true, false) => true,
             (false, true) => false,
             (true, true) => return,
+            // Bits on one side only: a diskless Primary wrote there without the other.
+            (false, false) if diskless_primary && (mine == 0 || theirs == 0) => mine > 0,
             (false, false) => self.me < n,
         };
         // Both know of the bits by the identifiers' packets; the source asks.

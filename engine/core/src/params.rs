@@ -884,7 +884,9 @@ impl Core {
             let done = before == R::WFBitMapS
                 && conn == Some(R::Established)
                 && matches!(was, R::WFBitMapT | R::SyncTarget | R::PausedSyncT);
-            if done {
+            // What it says of its disk afterwards counts as well: the newest word is the one to remember.
+            let again = before == R::WFBitMapS && conn == Some(R::Established) && p.target_done.is_some();
+            if done || again {
                 p.target_done = Some(real);
             }
         }

@@ -363,6 +363,8 @@ impl Core {
                 }
             });
             self.source_finished(n, v);
+        } else if self.st.repl(n, v) == ReplState::PausedSyncS {
+            self.cancel_requests(n, v, false);
         } else {
             self.serve_waiting(v);
         }
@@ -374,8 +376,9 @@ impl Core {
         let Some(p) = self.pds.get_mut(&(n, v)) else { return };
         p.resyncing = false;
         let target = p.target.take();
-        let source = std::mem::take(&mut p.source);
         let (start, bytes) = (p.resync_start, p.resync_done_sectors * SECTOR);
+        self.cancel_requests(n, v, true);
+        let source = self.pds.get_mut(&(n, v)).map(|p| std::mem::take(&mut p.source)).unwrap_or_default();
         if let Some(d) = self.devs.get_mut(&v) {
             for (id, r) in target.into_iter().flat_map(|t| t.pending) {
                 release(d, id, &r);
@@ -1040,6 +1043,27 @@ impl Core {
                         && !self.behind(r)
                 })
         })
+    }
+
+    /// Requests that will not be answered now: a target which is paused or finished as well holds their ranges until it
+    /// hears of them, also against its resync from another source.
+    pub(crate) fn cancel_requests(&mut self, n: NodeId, v: VolumeNr, reading: bool) {
+        let Some(p) = self.pds.get_mut(&(n, v)) else { return };
+        let cancelled: Vec<u64> = p
+            .source
+            .iter()
+            .filter(|(_, r)| r.phase == SourcePhase::Waiting || (reading && r.phase == SourcePhase::Reading))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in cancelled {
+            let Some(r) = self.pds.get_mut(&(n, v)).and_then(|p| p.source.remove(&id)) else { continue };
+            if let Some(d) = self.devs.get_mut(&v) {
+                d.locks.remove(r.lock, r.sector);
+            }
+            if self.st.connected(n) {
+                self.send_ack(n, v, r.sector, r.len, id, Packet::RsCancel);
+            }
+        }
     }
 
     /// Reads for requests whose conditions are met.

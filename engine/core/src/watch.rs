@@ -15,6 +15,9 @@ use std::time::Duration;
 /// Time between two looks.
 const INTERVAL: Duration = Duration::from_secs(5);
 
+/// Looks that a running resync may be without progress: a slow disk or link may need them.
+const RESYNC_LOOKS: u32 = 4;
+
 /// A state that should pass.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Passing {
@@ -24,15 +27,17 @@ pub(crate) enum Passing {
     Negotiating,
     /// The own disk is not UpToDate, this peer's is, and nothing is resynced.
     Behind(DiskState),
-    /// Both UpToDate, and so many bits set.
-    Bits(u64),
+    /// Both UpToDate, and so many bits set here and, as it said, at the peer.
+    Bits(u64, u64),
+    /// A running resync, with so many bits left and sectors done.
+    Resync(u64, u64),
 }
 
 /// What was seen at the last look.
 #[derive(Debug, Default)]
 pub(crate) struct Watch {
     next: Option<Time>,
-    seen: BTreeMap<(NodeId, VolumeNr), Passing>,
+    seen: BTreeMap<(NodeId, VolumeNr), (Passing, u32)>,
 }
 
 impl Core {
@@ -46,11 +51,14 @@ impl Core {
             return;
         }
         self.watch.next = Some(self.now + INTERVAL);
-        let now: BTreeMap<_, _> =
+        let seen = std::mem::take(&mut self.watch.seen);
+        let now: Vec<_> =
             self.pds.keys().filter_map(|(n, v)| self.passing(*n, *v).map(|p| ((*n, *v), p))).collect();
-        let before = std::mem::replace(&mut self.watch.seen, now.clone());
         for (k, p) in now {
-            if before.get(&k) == Some(&p) {
+            let looks = seen.get(&k).filter(|(q, _)| *q == p).map_or(0, |(_, looks)| looks + 1);
+            let patience = if matches!(p, Passing::Resync(..)) { RESYNC_LOOKS } else { 1 };
+            self.watch.seen.insert(k, (p, looks));
+            if looks >= patience {
                 self.move_on(k.0, k.1, p);
             }
         }
@@ -68,6 +76,14 @@ impl Core {
         let resyncing = self.st.peers_of(v).any(|(_, p)| p.repl > R::Established);
         match s.repl {
             R::WFBitMapS | R::WFBitMapT => Some(Passing::Exchange(p.bitmap.packets)),
+            // Two sources disagree about whose data counts: that is not for a new connection to decide.
+            R::SyncSource | R::SyncTarget
+                if !matches!(p.peer_repl, R::SyncSource | R::PausedSyncS | R::WFBitMapS)
+                    || s.repl == R::SyncTarget =>
+            {
+                let l = self.devs.get(&v)?.ldev.as_ref()?;
+                Some(Passing::Resync(l.bitmap.weight(l.slot(n)?), p.resync_done_sectors))
+            }
             R::Established if disk == D::Negotiating && p.negotiating => Some(Passing::Negotiating),
             R::Established
                 if (D::Inconsistent..D::UpToDate).contains(&disk) && s.pdsk == D::UpToDate && !resyncing =>
@@ -77,8 +93,9 @@ impl Core {
             R::Established if disk == D::UpToDate && s.pdsk == D::UpToDate && !resyncing => {
                 let l = self.devs.get(&v)?.ldev.as_ref()?;
                 let bits = l.bitmap.weight(l.slot(n)?);
+                let theirs = p.uuids.as_ref().map_or(0, |u| u.dirty_bits);
                 let idle = !self.requests.values().any(|r| r.vnr == v);
-                (bits > 0 && idle).then_some(Passing::Bits(bits))
+                (bits + theirs > 0 && idle).then_some(Passing::Bits(bits, theirs))
             }
             _ => None,
         }
@@ -93,6 +110,9 @@ impl Core {
                     ConnState::NetworkFailure,
                     "the bitmap exchange does not go on; connecting anew",
                 );
+            }
+            Passing::Resync(..) => {
+                self.drop_link(n, ConnState::NetworkFailure, "the resync does not go on; connecting anew");
             }
             Passing::Negotiating => {
                 self.drop_link(
@@ -115,8 +135,11 @@ impl Core {
                     self.reconsider(n, v);
                 }
             }
-            Passing::Bits(bits) => {
-                self.log(LogLevel::Info, scope, format!("{bits} bits set between UpToDate replicas"));
+            Passing::Bits(mine, theirs) => {
+                let text = format!("{mine} bits set here and {theirs} there between UpToDate replicas");
+                self.log(LogLevel::Info, scope, text);
+                // Only one side may have them, and not be the one that starts the resync.
+                self.send_uuids(n, v, UuidFlags::NONE, 0);
                 self.established(n, v);
             }
         }
