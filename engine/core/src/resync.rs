@@ -754,8 +754,9 @@ impl Core {
                 if m != n
                     && matches!(p.repl, ReplState::SyncSource | ReplState::PausedSyncS | ReplState::WFBitMapS)
                     && let Some(s) = l.slot(m)
-                    && l.bitmap.set_out_of_sync(s, range.clone()) > 0
                 {
+                    // Even where the bit was set: its acknowledgement may only be on the way.
+                    l.bitmap.set_out_of_sync(s, range.clone());
                     news.push(m);
                 }
             }
