@@ -6,7 +6,7 @@ use crate::core::{Core, Todo};
 use crate::io::{LogLevel, Output};
 use crate::tables::finished::{self, Announce, FinishedAction};
 use crate::tables::uuid::{self, Received, ReceivedCurrent, UuidSet, is_just_created, same};
-use crate::types::{NodeId, NodeMask, VolumeNr};
+use crate::types::{NodeId, NodeMask, SECTOR, VolumeNr};
 use bytes::Bytes;
 use palisade_metadata::{DeviceFlags, PeerFlags};
 use palisade_wire::enums::{ConnState, DiskState, ReplState, Role, WireProtocol};
@@ -402,7 +402,24 @@ impl Core {
             && l.bitmap.weight(s) > 0
         {
             l.bitmap.clear_all(s);
+            self.mark_open_writes(n, v);
             self.write_bitmap(v);
+        }
+    }
+
+    /// What a peer tells about the past says nothing of writes on their way: whoever does not get them is behind.
+    fn mark_open_writes(&mut self, n: NodeId, v: VolumeNr) {
+        let open = self
+            .requests
+            .values()
+            .filter(|r| r.vnr == v && r.submitted && !r.peers.iter().any(|l| l.node == n && !l.gone));
+        let ranges: Vec<_> = open.map(|r| r.sector..r.sector + u64::from(r.len) / SECTOR).collect();
+        if let Some(l) = self.ldev(v)
+            && let Some(s) = l.slot(n)
+        {
+            for r in ranges {
+                l.bitmap.set_out_of_sync(s, r);
+            }
         }
     }
 
@@ -701,7 +718,9 @@ impl Core {
     /// A peer has a new current UUID (`spec/state-machine.md` §8.6).
     fn follow_generation(&mut self, n: NodeId, v: VolumeNr, current: u64, new_datagen: bool, weak: u64) {
         use ReplState as R;
-        let Some(mut set) = self.uuid_set(v) else {
+        // A disk on its way out gets none of the writes of the new generation.
+        let leaving = matches!(self.st.disk(v), DiskState::Detaching | DiskState::Failed);
+        let Some(mut set) = self.uuid_set(v).filter(|_| !leaving) else {
             if self.st.peer_role(n) == Role::Primary
                 && new_datagen
                 && let Some(d) = self.devs.get_mut(&v)
@@ -803,6 +822,7 @@ impl Core {
                         && let Some(s) = l.slot(x)
                     {
                         l.bitmap.clear_all(s);
+                        self.mark_open_writes(x, v);
                     }
                 }
                 FinishedAction::CopySlot { from, to } => {
