@@ -734,8 +734,9 @@ impl Core {
             .st
             .peers_of(v)
             .any(|(_, p)| matches!(p.repl, R::SyncTarget | R::PausedSyncT | R::Behind | R::WFBitMapT));
-        // Only what a Primary announces as new is followed; anything else is a matter of the comparison.
-        if !new_datagen {
+        // Only what a Primary announces as new is followed; anything else is a matter of the comparison. Nor does
+        // who gets no data from it, by its own word, follow it.
+        if !new_datagen || weak & self.me.mask().0 != 0 {
             return;
         }
         let sender_dagtag = self.conns.get(&n).map_or(0, |c| c.rx_dagtag);
@@ -802,8 +803,11 @@ impl Core {
         if det.actions.is_empty() {
             return;
         }
+        // Whoever is not equal to this node cannot tell that a third one is.
+        let sender_equal = my_bits == 0 && self.st.repl(n, v) == R::Established;
         for a in &det.actions {
             match *a {
+                FinishedAction::ClearBits(_) if !sender_equal => {}
                 FinishedAction::MarkPeerMissedEnd => {
                     if let Some(p) = self.pds.get_mut(&(n, v)) {
                         p.missed_end_target = true;

@@ -876,7 +876,17 @@ impl Core {
         let Some(t) = &p.target else { return };
         let stable_before = self.devs.get(&v).is_some_and(|d| d.stable_resync);
         // The Primary may have been lost on the way: what the source got from it since is not known here.
-        let unstable = (t.unstable && !stable_before) || self.source_unstable(n, v);
+        // Nor is it known here what a Primary wrote of which this node got the notes only.
+        let noted = self.st.primary_peers().iter().any(|m| {
+            m != n
+                && self.st.pdsk(m, v) == DiskState::UpToDate
+                && self
+                    .devs
+                    .get(&v)
+                    .and_then(|d| d.ldev.as_ref())
+                    .is_some_and(|l| l.slot(m).is_some_and(|s| l.bitmap.weight(s) > 0))
+        });
+        let unstable = (t.unstable && !stable_before) || self.source_unstable(n, v) || noted;
         let (failed, start_uuid) = (t.failed, t.start_uuid);
         let Some(source) = p.uuids.clone() else { return };
         let source_disk = self.st.pdsk(n, v);

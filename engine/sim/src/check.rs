@@ -93,6 +93,19 @@ impl World {
         })
     }
 
+    /// A node connected with `n` that has current data and sees no other need to resync than `n`'s.
+    #[must_use]
+    pub fn another_current(&self, n: usize) -> bool {
+        self.core(n).is_some_and(|c| {
+            (0..self.nodes.len()).any(|m| {
+                m != n
+                    && c.state().connected(id(m))
+                    && c.state().repl(id(m), VOLUME) == ReplState::Established
+                    && self.core(m).is_some_and(|c| c.state().disk(VOLUME) == DiskState::UpToDate)
+            })
+        })
+    }
+
     /// Every running node has finished what it was told: no command and no request unanswered.
     #[must_use]
     pub fn all_answered(&self) -> bool {

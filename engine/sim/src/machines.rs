@@ -116,6 +116,10 @@ impl World {
         }
         if power {
             self.nodes[n].data.power_loss(&mut rng);
+        }
+        // A killed node keeps its disk's contents. But as after a power loss, a peer that comes back may be the
+        // one to go by: only a flush makes a write outlive the end of all who have it.
+        {
             let held = |s: u64, stamp: u64| {
                 self.nodes.iter().any(|m| {
                     m.core.as_ref().is_some_and(|c| c.state().disk(VOLUME) == DiskState::UpToDate)

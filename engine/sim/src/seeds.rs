@@ -236,9 +236,12 @@ impl Run<'_> {
                     w.attach(n);
                 }
             }
+            // Invalidating the last current copy is the administrator's loss, not the engine's.
+            Op::Invalidate(n) if !w.another_current(n) => {}
             Op::Invalidate(n) => {
                 w.command(n, Command::Invalidate { vnr, from: None, reset_bitmap: true });
             }
+            Op::InvalidateRemote(_, m) if !w.another_current(m) => {}
             Op::InvalidateRemote(n, m) => {
                 w.command(n, Command::InvalidateRemote { vnr, peer: id(m), reset_bitmap: true });
             }

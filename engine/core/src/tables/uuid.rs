@@ -398,6 +398,9 @@ impl UuidSet {
             let bit = node_bit(node);
             if known & bit == 0 || (*slot == 0 && target_of & bit != 0) {
                 *slot = NOT_MEANINGFUL;
+            } else if *slot == 0 && is_generation(self.current) && !same(set.current, self.current) {
+                // 0 would mean equal to the generation shown; the data of those nodes is that of the real one.
+                *slot = self.current;
             }
         }
         set
@@ -784,5 +787,7 @@ mod tests {
         assert_eq!(s.presented(0b110, None, 0).bitmap[..4], [NOT_MEANINGFUL, B, 0, NOT_MEANINGFUL]);
         let p = s.presented(0b110, Some(C), 0b110);
         assert_eq!((p.current, p.slot(1), p.slot(2)), (C, B, NOT_MEANINGFUL));
+        // What the data is at, while a third node's generation is shown: its source goes on from there.
+        assert_eq!(s.presented(0b110, Some(C), 0).slot(2), A);
     }
 }
