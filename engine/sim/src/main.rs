@@ -82,12 +82,18 @@ fn many(from: u64, count: u64, all: bool) -> ExitCode {
     let seconds = started.elapsed().as_secs_f64();
     let mut failures = failures.into_inner().unwrap_or_default();
     failures.sort();
+    let (open, failures): (Vec<_>, Vec<_>) =
+        failures.into_iter().partition(|(s, _)| seeds::open(*s).is_some());
     let (steps, writes, reads) = totals.into_inner().unwrap_or_default();
     println!(
-        "{count} seeds in {seconds:.1} s ({:.1}/s): {steps} events, {writes} acknowledged writes, {reads} reads checked, {} failed",
+        "{count} seeds in {seconds:.1} s ({:.1}/s): {steps} events, {writes} acknowledged writes, {reads} reads checked, {} failed, {} known to fail",
         count as f64 / seconds,
-        failures.len()
+        failures.len(),
+        open.len()
     );
+    for (seed, _) in &open {
+        println!("known: seed {seed}: {}", seeds::open(*seed).unwrap_or_default());
+    }
     let mut kinds: Vec<(String, u64, u64, String)> = Vec::new();
     for (seed, f) in &failures {
         let kind = seeds::kind(f);

@@ -555,3 +555,12 @@ pub fn minimise(plan: &Plan, failure: &str, budget: Duration) -> Plan {
     }
     best
 }
+
+/// What is wrong in a seed that is known to fail (`open-seeds.txt`).
+#[must_use]
+pub fn open(seed: u64) -> Option<&'static str> {
+    include_str!("../open-seeds.txt").lines().filter(|l| !l.starts_with('#')).find_map(|l| {
+        let (number, why) = l.split_once(' ')?;
+        (number.parse() == Ok(seed)).then_some(why)
+    })
+}
