@@ -1191,7 +1191,13 @@ impl Core {
             self.devs.get(&v).is_some_and(|d| same(u.set.current, d.current_uuid()))
                 && !u.flags.contains(UuidFlags::SYNC_TARGET)
         });
-        if equal && self.st.pdsk(n, v) >= DiskState::Outdated {
+        // Bits that are left were not served: the peer finished with another source, which need not be equal to this node.
+        let left = self
+            .devs
+            .get(&v)
+            .and_then(|d| d.ldev.as_ref())
+            .is_some_and(|l| l.slot(n).is_some_and(|s| l.bitmap.weight(s) > 0));
+        if equal && self.st.pdsk(n, v) >= DiskState::Outdated && !left {
             self.clear_slot(n, v);
             self.todo(Todo::SendUuids { vnr: v, except: Some(n), got_stable: false });
         }
