@@ -1,6 +1,6 @@
 //! Clusters of engines on this machine: one process per node, own loopback address, file as backing device.
 
-#![allow(dead_code, missing_docs, clippy::unwrap_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 use palisade_control::{
     Client, Command, ConnectionStatus, Endpoint, MetaIndex, Options, Reply, ResourceStatus,
@@ -312,7 +312,6 @@ impl Drop for Node {
 /// The least of an NBD client: one request at a time.
 pub struct Nbd {
     stream: UnixStream,
-    pub size: u64,
 }
 
 const WRITE: u16 = 1;
@@ -330,8 +329,7 @@ impl Nbd {
         stream.write_all(b"IHAVEOPT\0\0\0\x01\0\0\0\0")?;
         let mut answer = [0; 10];
         stream.read_exact(&mut answer)?;
-        let size = u64::from_be_bytes(answer[..8].try_into().unwrap());
-        Ok(Self { stream, size })
+        Ok(Self { stream })
     }
 
     pub fn request(&mut self, kind: u16, offset: u64, len: u32, data: &[u8]) -> std::io::Result<()> {

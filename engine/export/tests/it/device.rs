@@ -1,9 +1,7 @@
 //! `/dev/drbdN` with real file systems on it. Needs root, and `/dev/fuse` and `/dev/loop-control`; with
 //! `PALISADE_TEST_BACKEND=nbd`, a kernel with its NBD client instead.
-#![allow(clippy::unwrap_used, clippy::panic)]
 
-mod support;
-
+use crate::support::{Engine, MemDisk, eventually, exists, minor, run, scratch, suite, try_run};
 use palisade_export::{BackendKind, BufferPool, DeviceError, DeviceParams, User, open_device};
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -11,7 +9,6 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use support::{Engine, MemDisk, eventually, exists, minor, run, scratch, suite, try_run};
 
 const SIZE: usize = 32 << 20;
 

@@ -1,9 +1,6 @@
 //! Arbitrary bytes into every decoder: an answer or an error, never a panic.
-#![allow(clippy::unwrap_used, clippy::panic)]
 
-mod common;
-
-use common::Sparse;
+use crate::common::Sparse;
 use palisade_metadata::image::{self, BlockIo, Extent};
 use palisade_metadata::*;
 use proptest::prelude::*;

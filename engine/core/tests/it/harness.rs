@@ -3,10 +3,6 @@
 //! Everything happens at once unless a test holds it back: I/O of one kind on one node ([`Cluster::slow`]) or
 //! packets ([`Cluster::hold`]). `TRACE=1` prints packets and log lines.
 
-#![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used)]
-// Each test binary uses a part of it.
-#![allow(dead_code)]
-
 use bytes::Bytes;
 use palisade_core::auth::Secret;
 use palisade_core::config::{CoreConfig, DiskConfig, NetConfig, QuorumOption, ResourceConfig};

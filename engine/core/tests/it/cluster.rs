@@ -1,10 +1,6 @@
 //! What a cluster does when nothing goes wrong but the things a test asks for.
 
-#![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used)]
-
-mod harness;
-
-use harness::{Cluster, V, id};
+use crate::harness::{Cluster, V, id};
 use palisade_core::config::QuorumOption;
 use palisade_core::io::{BlockOp, BlockResult, Command};
 use palisade_wire::enums::{ConnState, DiskState, Role};

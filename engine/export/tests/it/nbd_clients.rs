@@ -1,10 +1,7 @@
 //! The NBD session against the clients people use: libnbd, QEMU and fio. Fails where they are missing.
-#![allow(clippy::unwrap_used, clippy::panic)]
 
-mod support;
-
+use crate::support::{MemDisk, NbdServer, export, run, scratch, suite, try_run};
 use palisade_export::nbd::Export;
-use support::{MemDisk, NbdServer, export, run, suite, try_run};
 
 const SIZE: usize = 32 << 20;
 
@@ -134,7 +131,7 @@ for old in 'structured', 'oldest':
 fn images_travel() {
     let disk = MemDisk::new(SIZE);
     let server = NbdServer::start(&disk, vec![export("r0/0", SIZE)]);
-    let dir = support::scratch();
+    let dir = scratch();
     let image = dir.path().join("image");
     let pattern: Vec<u8> =
         (0..SIZE).map(|i| if i % (5 << 20) < (1 << 20) { (i / 4096) as u8 } else { 0 }).collect();

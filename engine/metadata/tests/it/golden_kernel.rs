@@ -1,11 +1,8 @@
 //! Metadata written by kernel DRBD 8.4.11 and 9.2.18.
-#![allow(clippy::unwrap_used, clippy::panic)]
-
-mod common;
 
 use std::collections::BTreeMap;
 
-use common::{Sparse, archive, header, layout};
+use crate::common::{Sparse, archive, header, layout};
 use palisade_metadata::image::{self, Extent};
 use palisade_metadata::*;
 

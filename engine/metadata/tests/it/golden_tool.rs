@@ -1,11 +1,8 @@
 //! Metadata made by the reference tool: decode, dump, apply, convert, move, create, restore.
-#![allow(clippy::unwrap_used, clippy::panic)]
-
-mod common;
 
 use std::collections::BTreeMap;
 
-use common::{Sparse, archive, header, layout, tool_image};
+use crate::common::{Sparse, archive, header, layout, tool_image};
 use palisade_metadata::gi::{dstate, gi_line, pretty_kib, show_gi};
 use palisade_metadata::image::{self, BlockIo, Extent, Metadata};
 use palisade_metadata::*;

@@ -1,5 +1,4 @@
 //! Fixtures and a sparse device in memory.
-#![allow(dead_code)]
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;

@@ -1,13 +1,10 @@
 //! What we write, the packaged `drbdmeta` (package drbd-utils) reads, and the other way round.
-#![allow(clippy::unwrap_used, clippy::panic)]
-
-mod common;
 
 use std::fs::{self, File, OpenOptions};
 use std::path::Path;
 use std::process::{Command, Output};
 
-use common::{archive, header, kind, layout};
+use crate::common::{archive, header, kind, layout};
 use palisade_metadata::al::{FREE_EXTENT, Transaction, TransactionKind, Update};
 use palisade_metadata::image::{self, BlockIo, Extent};
 use palisade_metadata::*;

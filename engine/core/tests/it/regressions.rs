@@ -1,13 +1,9 @@
 //! What once went wrong and must not come back. Each test is named after what must hold; its comment says what
 //! happened instead.
 
-#![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used)]
-
-mod harness;
-#[path = "regressions/resync.rs"]
 mod resync;
 
-use harness::{Cluster, EXTENT, Slow, V, id, net};
+use crate::harness::{Cluster, EXTENT, Slow, V, id, net};
 use palisade_core::config::{DiskConfig, Fencing, NetConfig, OnIoError, QuorumOption, ReadBalancing};
 use palisade_core::io::{BlockOp, BlockResult, Command, Stream};
 use palisade_wire::enums::{DiskState, ReplState, Role, WireProtocol};

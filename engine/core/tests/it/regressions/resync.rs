@@ -1,7 +1,7 @@
 //! Resyncs that stalled, starved, were disturbed or left bits behind.
 
+use super::{SECOND, detach, quiet};
 use crate::harness::{EXTENT, Slow, V, id};
-use crate::{SECOND, detach, quiet};
 use palisade_core::config::DiskConfig;
 use palisade_core::io::{Command, Stream};
 use palisade_wire::enums::{DiskState, ReplState};

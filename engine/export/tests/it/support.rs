@@ -1,6 +1,5 @@
 //! What the tests share: a disk in memory that plays the engine, an NBD server and a device around it,
 //! and one suite of client programs that runs over any front end.
-#![allow(dead_code, clippy::unwrap_used, clippy::panic, missing_docs)]
 
 use palisade_export::nbd::{Export, Limits, Session};
 use palisade_export::{
