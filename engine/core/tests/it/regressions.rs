@@ -33,15 +33,82 @@ fn detach(c: &mut Cluster, i: usize, force: bool) {
     c.wait("diskless", |c| c.disk(i) == DiskState::Diskless);
 }
 
+/// The sockets break, and the nodes connect again at once.
+fn blink(c: &mut Cluster, a: u8, b: u8) {
+    c.break_link(a, b);
+    c.settle();
+}
+
+fn set_disk(c: &mut Cluster, i: usize, disk: DiskConfig) {
+    c.ok(i, Command::SetDisk { vnr: V, disk });
+}
+
+/// Both nodes of two have these options for each other.
+fn set_net(c: &mut Cluster, net: &NetConfig) {
+    for i in 0..2 {
+        c.ok(i, Command::SetNet { peer: id(1 - i as u8), net: Box::new(net.clone()) });
+    }
+}
+
+/// Two nodes; node 1 missed the write of 4 to sector 64, and its link is cut.
+fn behind() -> Cluster {
+    let mut c = quiet(2);
+    c.cut_link(0, 1);
+    c.write(0, 64, 4096, 4);
+    c
+}
+
+/// Two nodes; a write of node 0 waits for its own journal.
+fn write_waits_at_the_primary() -> (Cluster, u64) {
+    let mut c = quiet(2);
+    c.slow(0, Slow::Meta);
+    let w = c.submit_write(0, EXTENT, 7);
+    (c, w)
+}
+
+/// Two nodes; node 1 has lost the Primary while a write of it (of 5) waited for the journal here.
+fn write_of_the_lost_primary_waits() -> Cluster {
+    let mut c = quiet(2);
+    c.slow(1, Slow::Meta);
+    c.submit_write(0, EXTENT, 5);
+    c.cut_link(0, 1);
+    c
+}
+
+/// Node 1 becomes UpToDate without the Primary, and is promoted and written to.
+fn survivor_takes_over(c: &mut Cluster) {
+    c.wait("survivor UpToDate", |c| c.disk(1) == DiskState::UpToDate);
+    promote(c, 1);
+    c.write(1, 0, 4096, 3);
+}
+
+/// The Primary (node 0) is lost in a write of 9 to sector 64 that only node 2 got; nodes 1 and 2 settle it.
+fn lose_the_primary_in_a_write(c: &mut Cluster) {
+    c.lose(|from, to, _| from == 0 && to == 1);
+    c.submit_write(0, 64, 9);
+    c.cut_links(&[(0, 1), (0, 2)]);
+    c.lose_nothing();
+    c.wait("survivors", |c| {
+        (1..3).all(|i| c.disk(i) == DiskState::UpToDate && c.repl(i, 3 - i as u8) == ReplState::Established)
+    });
+}
+
+/// A node has sent a packet of this kind since the test cleared what was sent.
+fn sent_by(c: &Cluster, from: u8, kind: impl Fn(&Packet) -> bool) -> bool {
+    c.sent.iter().any(|s| s.from == from && kind(&s.packet))
+}
+
+fn sent_to(c: &Cluster, to: u8, kind: impl Fn(&Packet) -> bool) -> bool {
+    c.sent.iter().any(|s| s.to == to && kind(&s.packet))
+}
+
 // ----- generations -----
 
 /// A write waited for its journal when the link broke. It was then submitted without a new generation; the
 /// handshake found equal UUIDs and wiped its bit (`spec/state-machine.md` §8.4, §8.5).
 #[test]
 fn a_write_released_by_the_journal_after_a_link_loss_is_of_a_new_generation() {
-    let mut c = quiet(2);
-    c.slow(0, Slow::Meta);
-    let w = c.submit_write(0, EXTENT, 7);
+    let (mut c, w) = write_waits_at_the_primary();
     assert_eq!(c.result(0, w), None);
     c.cut_link(0, 1);
     c.release();
@@ -88,8 +155,7 @@ fn writes_while_links_blink_reach_everybody() {
         for k in 0..6u8 {
             let peer = (primary as u8 + 1 + k % 2) % 3;
             c.hold(|_, _, p| matches!(p, Packet::TwopcYes(_) | Packet::TwopcCommit(_)));
-            c.break_link(primary as u8, peer);
-            c.settle();
+            blink(&mut c, primary as u8, peer);
             c.advance(Duration::from_millis(100));
             c.submit_write(primary, 64, k + 1);
             c.deliver();
@@ -143,8 +209,7 @@ fn a_generation_that_died_with_the_disk_does_not_lock_its_primary_out() {
     c.fail_held();
     c.wait("diskless", |c| c.disk(0) == DiskState::Diskless);
     assert_eq!(c.completion(0, w), BlockResult::Done);
-    c.break_link(0, 1);
-    c.settle();
+    blink(&mut c, 0, 1);
     c.wait("back", |c| c.connected(0, 1));
     c.write(0, 16, 4096, 4);
     c.heal();
@@ -178,10 +243,7 @@ fn survivors_that_lost_each_other_too_end_equal() {
 /// data (`spec/state-machine.md` §7.1: what was received is written before the loss is over).
 #[test]
 fn a_promotion_waits_for_the_writes_of_the_lost_primary() {
-    let mut c = quiet(2);
-    c.slow(1, Slow::Meta);
-    c.submit_write(0, EXTENT, 5);
-    c.cut_link(0, 1);
+    let mut c = write_of_the_lost_primary_waits();
     let promotion = c.begin(1, Command::Promote { force: false });
     c.advance(4 * SECOND);
     let early = c.submit_write(1, EXTENT, 6);
@@ -197,10 +259,7 @@ fn a_promotion_waits_for_the_writes_of_the_lost_primary() {
 /// Such a write also landed on top of newer resync data, after its bit was cleared (`spec/state-machine.md` §11.5).
 #[test]
 fn a_resync_waits_for_the_writes_of_the_lost_primary() {
-    let mut c = quiet(2);
-    c.slow(1, Slow::Meta);
-    c.submit_write(0, EXTENT, 5);
-    c.cut_link(0, 1);
+    let mut c = write_of_the_lost_primary_waits();
     c.advance(SECOND);
     c.write(0, EXTENT, 4096, 6);
     c.heal();
@@ -223,9 +282,7 @@ fn a_diskless_tiebreaker_does_not_hold_up_the_survivor() {
             c.lose(|from, _, p| from == 2 && matches!(p, Packet::PeerDagtag(_)));
         }
         c.cut_links(&[(0, 1), (0, 2)]);
-        c.wait("survivor UpToDate", |c| c.disk(1) == DiskState::UpToDate);
-        promote(&mut c, 1);
-        c.write(1, 0, 4096, 3);
+        survivor_takes_over(&mut c);
     }
 }
 
@@ -240,9 +297,7 @@ fn survivors_of_a_partial_mesh_go_on() {
     c.write(0, 0, 4096, 2);
     c.advance(2 * SECOND);
     c.cut_link(0, 1);
-    c.wait("survivor UpToDate", |c| c.disk(1) == DiskState::UpToDate);
-    promote(&mut c, 1);
-    c.write(1, 0, 4096, 3);
+    survivor_takes_over(&mut c);
 }
 
 /// The third node lost the Primary earlier, while this one was still connected to it (§16.3).
@@ -254,9 +309,7 @@ fn survivors_that_lost_the_primary_one_after_the_other_go_on() {
     c.write(0, 0, 4096, 2);
     c.advance(2 * SECOND);
     c.cut_link(0, 1);
-    c.wait("survivor UpToDate", |c| c.disk(1) == DiskState::UpToDate);
-    promote(&mut c, 1);
-    c.write(1, 0, 4096, 3);
+    survivor_takes_over(&mut c);
 }
 
 /// A position told during an earlier, short loss of the Primary was compared with one of the final loss: a resync that
@@ -264,18 +317,11 @@ fn survivors_that_lost_the_primary_one_after_the_other_go_on() {
 #[test]
 fn positions_of_an_earlier_loss_do_not_count() {
     let mut c = quiet(3);
-    c.break_link(0, 2);
-    c.settle();
+    blink(&mut c, 0, 2);
     c.advance(3 * SECOND);
     c.wait("back", Cluster::all_up_to_date);
     c.write(0, 0, 4096, 2);
-    c.lose(|from, to, _| from == 0 && to == 1);
-    c.submit_write(0, 64, 9);
-    c.cut_links(&[(0, 1), (0, 2)]);
-    c.lose_nothing();
-    c.wait("survivors", |c| {
-        (1..3).all(|i| c.disk(i) == DiskState::UpToDate && c.repl(i, 3 - i as u8) == ReplState::Established)
-    });
+    lose_the_primary_in_a_write(&mut c);
     c.advance(2 * SECOND);
     assert!(c.nodes[1].data == c.nodes[2].data, "survivors differ");
     assert_eq!((c.byte(1, 64), c.oos(1, 2), c.oos(2, 1)), (9, 0, 0));
@@ -296,13 +342,7 @@ fn positions_start_anew_with_the_primary() {
     c.wait("back", Cluster::all_up_to_date);
     promote(&mut c, 0);
     c.write(0, 0, 4096, 3);
-    c.lose(|from, to, _| from == 0 && to == 1);
-    c.submit_write(0, 64, 9);
-    c.cut_links(&[(0, 1), (0, 2)]);
-    c.lose_nothing();
-    c.wait("survivors", |c| {
-        (1..3).all(|i| c.disk(i) == DiskState::UpToDate && c.repl(i, 3 - i as u8) == ReplState::Established)
-    });
+    lose_the_primary_in_a_write(&mut c);
     assert_eq!((c.byte(1, 64), c.byte(2, 64)), (9, 9));
 }
 
@@ -312,9 +352,7 @@ fn positions_start_anew_with_the_primary() {
 /// (`spec/state-machine.md` §11.5 "a lost connection aborts its resync requests").
 #[test]
 fn a_link_loss_during_a_resync_gives_its_ranges_back() {
-    let mut c = quiet(2);
-    c.cut_link(0, 1);
-    c.write(0, 64, 4096, 4);
+    let mut c = behind();
     c.slow(1, Slow::Write);
     c.mend(0, 1);
     c.advance(SECOND);
@@ -376,9 +414,7 @@ fn a_failed_write_holds_its_range_until_the_disk_is_done() {
 /// promotion (§7.2).
 #[test]
 fn a_write_that_failed_is_not_carried_out_later() {
-    let mut c = quiet(2);
-    c.slow(0, Slow::Meta);
-    let w = c.submit_write(0, EXTENT, 7);
+    let (mut c, w) = write_waits_at_the_primary();
     let demotion = c.begin(0, Command::Demote { force: true });
     c.release();
     c.advance(SECOND);
@@ -416,8 +452,7 @@ fn a_slow_resync_read_answers_only_its_own_request() {
     c.wait("resync", |c| c.repl(0, 1) == ReplState::SyncSource);
     c.inject(1, 0, Stream::Data, request(64));
     assert_eq!(c.held(), 1);
-    c.break_link(0, 1);
-    c.settle();
+    blink(&mut c, 0, 1);
     c.wait("resync", |c| c.repl(0, 1) == ReplState::SyncSource && c.connected(0, 1));
     c.sent.clear();
     c.inject(1, 0, Stream::Data, request(128));
@@ -429,8 +464,7 @@ fn a_slow_resync_read_answers_only_its_own_request() {
     assert_eq!(reply.data[0], 0xbb);
     // A new link lets the real resync go on.
     c.lose_nothing();
-    c.break_link(0, 1);
-    c.settle();
+    blink(&mut c, 0, 1);
     c.assert_heals();
 }
 
@@ -446,8 +480,7 @@ fn a_barrier_is_acknowledged_by_its_own_flush() {
     c.advance(SECOND);
     let earlier = c.held();
     assert!(earlier > 0, "the flush of the first epoch is out");
-    c.break_link(0, 1);
-    c.settle();
+    blink(&mut c, 0, 1);
     c.advance(3 * SECOND);
     // The end of the resync waits for a flush too.
     c.wait("back", |c| c.repl(0, 1) == ReplState::SyncSource);
@@ -460,7 +493,7 @@ fn a_barrier_is_acknowledged_by_its_own_flush() {
     for _ in 0..before {
         c.release_one();
     }
-    let acked = |c: &Cluster| c.sent.iter().any(|s| s.from == 1 && matches!(s.packet, Packet::BarrierAck(_)));
+    let acked = |c: &Cluster| sent_by(c, 1, |p| matches!(p, Packet::BarrierAck(_)));
     assert!(!acked(&c), "acknowledged before its writes are stable");
     c.release();
     assert!(acked(&c));
@@ -481,7 +514,7 @@ fn no_barrier_is_acknowledged_for_a_disk_that_failed() {
     c.wait("failed", |c| c.disk(1) <= DiskState::Failed);
     c.deliver();
     c.advance(2 * SECOND);
-    assert!(!c.sent.iter().any(|s| s.from == 1 && matches!(s.packet, Packet::BarrierAck(_))));
+    assert!(!sent_by(&c, 1, |p| matches!(p, Packet::BarrierAck(_))));
     c.wait("diskless", |c| c.disk(1) == DiskState::Diskless);
     assert!(c.oos(0, 1) >= 8, "both writes count as missing");
     c.attach(1);
@@ -558,8 +591,8 @@ fn a_replica_that_refused_a_write_gets_no_peer_ack_for_it() {
     c.submit_write(0, 0, 3);
     c.deliver();
     c.advance(SECOND);
-    assert!(c.sent.iter().any(|s| s.from == 1 && matches!(s.packet, Packet::NegAck(_))));
-    assert!(!c.sent.iter().any(|s| s.to == 1 && matches!(s.packet, Packet::PeerAck(_))));
+    assert!(sent_by(&c, 1, |p| matches!(p, Packet::NegAck(_))));
+    assert!(!sent_to(&c, 1, |p| matches!(p, Packet::PeerAck(_))));
     assert!(c.connected(0, 1) && c.connected(1, 0));
     c.attach(1);
     c.assert_heals();
@@ -572,14 +605,13 @@ fn writes_of_an_earlier_link_get_no_peer_ack() {
     c.slow(2, Slow::Flush);
     c.submit_write(0, 0, 3);
     c.advance(SECOND / 3);
-    c.break_link(0, 1);
-    c.settle();
+    blink(&mut c, 0, 1);
     c.advance(3 * SECOND);
     c.wait("back", |c| c.connected(0, 1) && c.repl(0, 1) == ReplState::Established);
     c.sent.clear();
     c.release();
     c.advance(SECOND / 3);
-    let stale = c.sent.iter().any(|s| s.to == 1 && matches!(s.packet, Packet::PeerAck(_)));
+    let stale = sent_to(&c, 1, |p| matches!(p, Packet::PeerAck(_)));
     assert!(!stale && c.connected(0, 1));
     c.assert_heals();
 }
@@ -624,13 +656,7 @@ fn an_attach_that_missed_nothing_ends() {
 #[test]
 fn a_disk_that_cannot_flush_is_detached() {
     let mut c = quiet(2);
-    c.ok(
-        0,
-        Command::SetDisk {
-            vnr: V,
-            disk: DiskConfig { on_io_error: OnIoError::PassOn, ..DiskConfig::default() },
-        },
-    );
+    set_disk(&mut c, 0, DiskConfig { on_io_error: OnIoError::PassOn, ..DiskConfig::default() });
     c.write(0, 8, 4096, 2);
     c.slow(0, Slow::Flush);
     let f = c.submit(0, BlockOp::Flush);
@@ -647,13 +673,7 @@ fn a_disk_that_cannot_flush_is_detached() {
 #[test]
 fn a_block_whose_local_write_failed_is_not_read_locally() {
     let mut c = quiet(2);
-    c.ok(
-        0,
-        Command::SetDisk {
-            vnr: V,
-            disk: DiskConfig { on_io_error: OnIoError::PassOn, ..DiskConfig::default() },
-        },
-    );
+    set_disk(&mut c, 0, DiskConfig { on_io_error: OnIoError::PassOn, ..DiskConfig::default() });
     c.hold(|from, _, _| from == 1);
     c.slow(0, Slow::Write);
     let w = c.submit_write(0, 0, 7);
@@ -690,20 +710,10 @@ fn a_write_on_an_inconsistent_disk_alone_is_not_done() {
 #[test]
 fn a_remote_read_sees_the_writes_before_it() {
     let mut c = quiet(2);
-    for i in 0..2 {
-        let net = NetConfig { protocol: WireProtocol::A, ..net() };
-        c.ok(i, Command::SetNet { peer: id(1 - i as u8), net: Box::new(net) });
-    }
-    c.break_link(0, 1);
-    c.settle();
+    set_net(&mut c, &NetConfig { protocol: WireProtocol::A, ..net() });
+    blink(&mut c, 0, 1);
     c.wait("back", Cluster::all_up_to_date);
-    c.ok(
-        0,
-        Command::SetDisk {
-            vnr: V,
-            disk: DiskConfig { read_balancing: ReadBalancing::PreferRemote, ..DiskConfig::default() },
-        },
-    );
+    set_disk(&mut c, 0, DiskConfig { read_balancing: ReadBalancing::PreferRemote, ..DiskConfig::default() });
     c.slow(1, Slow::Write);
     let w = c.submit_write(0, 0, 7);
     assert_eq!(c.result(0, w), Some(&BlockResult::Done), "protocol A");
@@ -735,10 +745,7 @@ fn a_read_answered_wrongly_goes_to_another_replica() {
 #[test]
 fn fencing_thaws_when_the_peer_is_back() {
     let mut c = quiet(2);
-    for i in 0..2 {
-        let net = NetConfig { fencing: Fencing::ResourceAndStonith, ..net() };
-        c.ok(i, Command::SetNet { peer: id(1 - i as u8), net: Box::new(net) });
-    }
+    set_net(&mut c, &NetConfig { fencing: Fencing::ResourceAndStonith, ..net() });
     c.cut_link(0, 1);
     let w = c.submit_write(0, 8, 3);
     c.advance(SECOND);

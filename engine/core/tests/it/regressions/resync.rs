@@ -1,6 +1,6 @@
 //! Resyncs that stalled, starved, were disturbed or left bits behind.
 
-use super::{SECOND, detach, quiet};
+use super::{SECOND, behind, blink, detach, quiet, set_disk};
 use crate::harness::{EXTENT, Slow, V, id};
 use palisade_core::config::DiskConfig;
 use palisade_core::io::{Command, Stream};
@@ -34,9 +34,7 @@ fn the_next_source_takes_over_from_a_paused_one() {
 /// (`spec/state-machine.md` §11.5: new application I/O waits for the resync request).
 #[test]
 fn a_busy_block_does_not_starve_the_resync() {
-    let mut c = quiet(2);
-    c.cut_link(0, 1);
-    c.write(0, 64, 4096, 4);
+    let mut c = behind();
     c.slow(0, Slow::Write);
     for k in 0..3 {
         c.submit_write(0, 64, k);
@@ -60,7 +58,7 @@ fn a_busy_block_does_not_starve_the_resync() {
 fn an_area_with_open_writes_is_not_declared_in_sync() {
     for (al_updates, claimed_from) in [(false, 64), (true, 0), (false, 0)] {
         let mut c = quiet(3);
-        c.ok(0, Command::SetDisk { vnr: V, disk: DiskConfig { al_updates, ..DiskConfig::default() } });
+        set_disk(&mut c, 0, DiskConfig { al_updates, ..DiskConfig::default() });
         c.cut_links(&[(0, 2), (1, 2)]);
         let sector = EXTENT + 64;
         c.write(0, sector, 4096, 2);
@@ -81,9 +79,7 @@ fn an_area_with_open_writes_is_not_declared_in_sync() {
 /// (`spec/wire-protocol.md` §10.1).
 #[test]
 fn a_peer_cannot_make_a_disk_fail_with_an_odd_request() {
-    let mut c = quiet(2);
-    c.cut_link(0, 1);
-    c.write(0, 64, 4096, 4);
+    let mut c = behind();
     c.hold(|from, to, p| (from, to) == (0, 1) && matches!(p, Packet::RsDataReply(_)));
     c.mend(0, 1);
     c.wait("resync", |c| c.repl(0, 1) == ReplState::SyncSource);
@@ -130,8 +126,7 @@ fn blinking_links_and_slow_disks_end_equal() {
         for j in 0..4u8 {
             c.submit_write(0, 64 * u64::from(j), k + j);
         }
-        c.break_link(0, p);
-        c.settle();
+        blink(&mut c, 0, p);
         c.release();
         c.advance(2 * SECOND);
     }
