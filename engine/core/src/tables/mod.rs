@@ -9,6 +9,8 @@ pub mod compare;
 pub mod distances;
 pub mod fencing;
 pub mod finished;
+#[cfg(test)]
+mod fixtures;
 pub mod quorum;
 pub mod rate;
 pub mod refusal;

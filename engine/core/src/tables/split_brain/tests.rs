@@ -1,6 +1,6 @@
 //! The tables of `spec/state-machine.md` §10 and the steps of §9.5, row by row.
 
-use super::super::compare::Side;
+use super::super::fixtures;
 use super::super::uuid::UuidSet;
 use super::*;
 use Strategy::{
@@ -13,37 +13,14 @@ const DISCARD: UuidFlags = UuidFlags::DISCARD_MY_DATA;
 const BASE: u64 = 0xb0;
 
 fn set(current: u64, slot_for: usize, slot: u64) -> UuidSet {
-    let mut s = UuidSet { current, ..UuidSet::default() };
-    s.bitmap[slot_for] = slot;
-    s.history[0] = 0xf0;
-    s
-}
-
-fn side(node_id: u8, uuids: &UuidSet) -> Side<'_> {
-    Side {
-        node_id,
-        role: Role::Secondary,
-        disk: DiskState::UpToDate,
-        uuids,
-        bits: 10,
-        flags: UuidFlags::STABLE,
-        missed_end: false,
-        quorate: true,
-    }
+    fixtures::set(current, &[(slot_for, slot)], &[0xf0])
 }
 
 fn negotiation<'a>(mine: &'a UuidSet, its: &'a UuidSet) -> Negotiation<'a> {
+    let mut compare = fixtures::compare(mine, its);
+    (compare.me.bits, compare.peer.bits) = (10, 10);
     Negotiation {
-        compare: Compare {
-            me: side(0, mine),
-            peer: side(1, its),
-            apv: 124,
-            features: Features::ALL,
-            protocol: WireProtocol::C,
-            resolve_conflicts: true,
-            connecting: true,
-            changed_since_sent: false,
-        },
+        compare,
         policies: Policies {
             after_sb_0pri: AfterSb::Disconnect,
             after_sb_1pri: AfterSb::Disconnect,
