@@ -17,6 +17,17 @@ fn had_data(d: DiskState) -> bool {
     d >= DiskState::Inconsistent && d != DiskState::DUnknown && d != DiskState::Outdated
 }
 
+/// What bits between replicas of one generation mean.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum EqualBits {
+    /// Not of one generation, or it is not for these two to decide.
+    Unknown,
+    /// Neither lacks anything.
+    Settled,
+    MineToSend,
+    TheirsToSend,
+}
+
 impl Core {
     pub(crate) fn effects(&mut self, old: &State, tag: &str) {
         self.log_change(old, tag);
@@ -294,12 +305,25 @@ impl Core {
     pub(crate) fn established(&mut self, n: NodeId, v: VolumeNr) {
         self.todo(Todo::Kick(v));
         self.todo(Todo::KickPeers(v));
-        let Some(p) = self.pds.get(&(n, v)) else { return };
-        let Some(u) = &p.uuids else { return };
+        match self.bits_between_equals(n, v) {
+            EqualBits::Unknown | EqualBits::TheirsToSend => {}
+            EqualBits::Settled => self.clear_slot(n, v),
+            // Both know of the bits by the identifiers' packets; the source asks.
+            EqualBits::MineToSend => {
+                let change = crate::twopc::Change::Resync { peer: n, vnr: v, to: ReplState::WFBitMapS };
+                self.queue_operation(change, None, false);
+            }
+        }
+    }
+
+    /// What the bits between this node and a peer of the same generation mean.
+    pub(crate) fn bits_between_equals(&self, n: NodeId, v: VolumeNr) -> EqualBits {
+        let Some(u) = self.pds.get(&(n, v)).and_then(|p| p.uuids.as_ref()) else { return EqualBits::Unknown };
         let same =
             self.devs.get(&v).is_some_and(|d| crate::tables::uuid::same(u.set.current, d.current_uuid()));
-        if !same || self.st.pdsk(n, v) < DiskState::Consistent || self.st.disk(v) < DiskState::Consistent {
-            return;
+        let (disk, pdsk) = (self.st.disk(v), self.st.pdsk(n, v));
+        if !same || pdsk < DiskState::Consistent || disk < DiskState::Consistent {
+            return EqualBits::Unknown;
         }
         // Both are replicas of the same Primary, in sync with it: the bits are only what is not known yet.
         let common = self.st.primary_peers().and(NodeMask(u.node_mask)).iter().any(|p| {
@@ -307,10 +331,6 @@ impl Core {
                 && self.st.repl(p, v) == ReplState::Established
                 && self.st.pdsk(p, v) == DiskState::UpToDate
         });
-        if common {
-            self.clear_slot(n, v);
-            return;
-        }
         let theirs = u.dirty_bits;
         let mine = self
             .devs
@@ -318,24 +338,21 @@ impl Core {
             .and_then(|d| d.ldev.as_ref())
             .and_then(|l| l.slot(n).map(|s| l.bitmap.weight(s)))
             .unwrap_or(0);
-        if mine == 0 && theirs == 0 {
-            self.clear_slot(n, v);
-            return;
+        if common || mine == 0 && theirs == 0 {
+            return EqualBits::Settled;
         }
         let diskless_primary = !self.st.primary_peers().is_empty();
         let source = match (self.is_primary(), self.st.peer_role(n) == Role::Primary) {
             (true, false) => true,
             (false, true) => false,
-            (true, true) => return,
+            (true, true) => return EqualBits::Unknown,
+            // One of them was cut off from a Primary: only that one's resync tells what it lacks.
+            (false, false) if disk != pdsk => return EqualBits::Unknown,
             // Bits on one side only: a diskless Primary wrote there without the other.
             (false, false) if diskless_primary && (mine == 0 || theirs == 0) => mine > 0,
             (false, false) => self.me < n,
         };
-        // Both know of the bits by the identifiers' packets; the source asks.
-        if source {
-            let change = crate::twopc::Change::Resync { peer: n, vnr: v, to: ReplState::WFBitMapS };
-            self.queue_operation(change, None, false);
-        }
+        if source { EqualBits::MineToSend } else { EqualBits::TheirsToSend }
     }
 
     /// Metadata flags of a volume (`spec/state-machine.md` §5.1, `spec/metadata.md` §9).

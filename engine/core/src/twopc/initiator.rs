@@ -8,6 +8,7 @@ use super::operations::tag;
 use super::{Change, Offer, Operation, Reply, Stage, Transaction};
 use crate::connection::Veto;
 use crate::core::Core;
+use crate::effects::EqualBits;
 use crate::io::LogLevel;
 use crate::state::{Options, State};
 use crate::tables::distances::{self, Distances};
@@ -121,6 +122,13 @@ impl Core {
             && !self.st.connected(t)
         {
             self.conclude(op, Err(Refusal::NeedConnection));
+            return;
+        }
+        // What was queued for the bits of equal replicas may have lost its reason while it waited.
+        if let Change::Resync { peer, vnr, .. } = change
+            && op.admin.is_none()
+            && self.bits_between_equals(peer, vnr) != EqualBits::MineToSend
+        {
             return;
         }
         // Local evaluation. A connect is evaluated when the handshake is complete.
