@@ -7,7 +7,7 @@
 //! journal block contains.
 
 use palisade_metadata::al::{Transaction, TransactionKind, Update};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
 /// Extents changed by one transaction at most (`spec/metadata.md` §1).
@@ -52,7 +52,7 @@ pub struct Prepared {
 #[derive(Debug)]
 pub struct ActivityLog {
     slots: Vec<u32>,
-    extents: HashMap<u32, Extent>,
+    extents: BTreeMap<u32, Extent>,
     /// Unreferenced extents, oldest first.
     idle: BTreeMap<u64, u32>,
     free: Vec<u16>,
@@ -73,7 +73,7 @@ impl ActivityLog {
     pub fn new(slots: u16) -> Self {
         Self {
             slots: vec![FREE; slots as usize],
-            extents: HashMap::new(),
+            extents: BTreeMap::new(),
             idle: BTreeMap::new(),
             free: (0..slots).rev().collect(),
             pending: Vec::new(),

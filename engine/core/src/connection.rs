@@ -7,7 +7,7 @@ use crate::tables::uuid::UuidSet;
 use crate::types::{NodeId, Time, VolumeNr};
 use palisade_wire::enums::{DiskState, ReplState, Role};
 use palisade_wire::{Features, UuidFlags};
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 
 /// How far the handshake of a link got (`spec/wire-protocol.md` §4.4).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -269,8 +269,8 @@ pub(crate) struct Connection {
     pub rx_dagtag: u64,
     pub unacked: VecDeque<Unacked>,
     /// Remote reads out: id to request.
-    pub reads: HashMap<u64, u64>,
-    pub reads_served: HashMap<u64, (u64, u32, u64)>,
+    pub reads: BTreeMap<u64, u64>,
+    pub reads_served: BTreeMap<u64, (u64, u32, u64)>,
     /// Bytes received and not yet written or answered.
     pub buffered: u64,
     /// P_OUT_OF_SYNC notes that wait for earlier writes.
@@ -313,8 +313,8 @@ impl Connection {
             received_epochs: VecDeque::new(),
             rx_dagtag: 0,
             unacked: VecDeque::new(),
-            reads: HashMap::new(),
-            reads_served: HashMap::new(),
+            reads: BTreeMap::new(),
+            reads_served: BTreeMap::new(),
             buffered: 0,
             oos_after: VecDeque::new(),
             was_connected: false,

@@ -15,7 +15,7 @@ use crate::types::{Entropy, NodeId, NodeMask, Time, VolumeNr};
 use crate::write::{FlushRequest, PeerAckBatch, Request, TransferLogEntry};
 use palisade_metadata::PeerFlags;
 use palisade_wire::enums::{DiskState, ReplState, Role};
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// What an I/O completion belongs to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -133,8 +133,8 @@ pub struct Core {
     pub(crate) pds: BTreeMap<(NodeId, VolumeNr), PeerDevice>,
     pub(crate) todo: VecDeque<Todo>,
     pub(crate) next_id: u64,
-    pub(crate) ios: HashMap<u64, (VolumeNr, IoTag)>,
-    pub(crate) handlers: HashMap<u64, AfterHandler>,
+    pub(crate) ios: BTreeMap<u64, (VolumeNr, IoTag)>,
+    pub(crate) handlers: BTreeMap<u64, AfterHandler>,
 
     pub(crate) transaction: Option<Transaction>,
     /// Transactions known to be finished, newest last: late packets of them are ignored.
@@ -144,9 +144,9 @@ pub struct Core {
     pub(crate) down: Option<AdminId>,
 
     // Writer.
-    pub(crate) requests: HashMap<u64, Request>,
-    pub(crate) reads: HashMap<u64, ReadRequest>,
-    pub(crate) flushes: HashMap<u64, FlushRequest>,
+    pub(crate) requests: BTreeMap<u64, Request>,
+    pub(crate) reads: BTreeMap<u64, ReadRequest>,
+    pub(crate) flushes: BTreeMap<u64, FlushRequest>,
     pub(crate) transfer_log: VecDeque<TransferLogEntry>,
     pub(crate) dagtag: u64,
     pub(crate) epoch: u32,
@@ -160,7 +160,7 @@ pub struct Core {
     pub(crate) held: BTreeSet<u64>,
 
     // Replica.
-    pub(crate) peer_requests: HashMap<u64, PeerRequest>,
+    pub(crate) peer_requests: BTreeMap<u64, PeerRequest>,
     /// Volumes whose identifiers every peer gets before it gets the next states.
     pub(crate) identifiers_first: BTreeSet<VolumeNr>,
     /// Reads of peers behind replicated writes of the same range: id, peer, volume.
@@ -207,16 +207,16 @@ impl Core {
             pds: BTreeMap::new(),
             todo: VecDeque::new(),
             next_id: 1,
-            ios: HashMap::new(),
-            handlers: HashMap::new(),
+            ios: BTreeMap::new(),
+            handlers: BTreeMap::new(),
             transaction: None,
             finished_tids: VecDeque::new(),
             operations: VecDeque::new(),
             members: me.mask(),
             down: None,
-            requests: HashMap::new(),
-            reads: HashMap::new(),
-            flushes: HashMap::new(),
+            requests: BTreeMap::new(),
+            reads: BTreeMap::new(),
+            flushes: BTreeMap::new(),
             transfer_log: VecDeque::new(),
             dagtag: 0,
             epoch: 0,
@@ -225,7 +225,7 @@ impl Core {
             epoch_open_writes: 0,
             peer_acks: PeerAckBatch::default(),
             held: BTreeSet::new(),
-            peer_requests: HashMap::new(),
+            peer_requests: BTreeMap::new(),
             identifiers_first: BTreeSet::new(),
             peer_reads_waiting: Vec::new(),
             flush_sequence: 0,

@@ -38,6 +38,8 @@ struct Version {
 pub struct History {
     /// A read is in progress: what it may return must not be forgotten.
     pub reading: bool,
+    /// Even what was flushed may be lost (protocols A and B): nothing is forgotten.
+    pub lossy: bool,
     sectors: Vec<Vec<Version>>,
 }
 
@@ -54,7 +56,7 @@ impl History {
             stable: true,
             optional: false,
         };
-        Self { reading: false, sectors: vec![vec![first]; sectors as usize] }
+        Self { reading: false, lossy: false, sectors: vec![vec![first]; sectors as usize] }
     }
 
     fn range(&mut self, sector: u64, count: u64) -> &mut [Vec<Version>] {
@@ -79,14 +81,14 @@ impl History {
 
     /// It was answered.
     pub fn answer(&mut self, request: u64, sector: u64, count: u64, now: u64, ok: bool, stable: bool) {
-        let reading = self.reading;
+        let keep = self.reading || self.lossy;
         for list in self.range(sector, count) {
             let mut issued = None;
             for v in list.iter_mut().filter(|v| v.request == request) {
                 v.done = now;
                 v.fate = if ok { Fate::Acked } else { Fate::Lost };
                 v.stable = ok && stable;
-                issued = (ok && stable && !reading).then_some(v.issued);
+                issued = (ok && stable && !keep).then_some(v.issued);
             }
             if let Some(issued) = issued {
                 list.retain(|v| v.done >= issued);
@@ -117,6 +119,7 @@ impl History {
             if let Some(issued) = newest
                 && list.len() > 1
                 && !self.reading
+                && !self.lossy
             {
                 list.retain(|v| v.done >= issued);
             }

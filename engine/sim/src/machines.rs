@@ -120,11 +120,13 @@ impl World {
         // A killed node keeps its disk's contents. But as after a power loss, a peer that comes back may be the
         // one to go by: only a flush makes a write outlive the end of all who have it.
         {
+            // Zeroes bear no number: a replica may have them from before.
             let held = |s: u64, stamp: u64| {
-                self.nodes.iter().any(|m| {
-                    m.core.as_ref().is_some_and(|c| c.state().disk(VOLUME) == DiskState::UpToDate)
-                        && m.data.current.get(s as usize) == Some(&stamp)
-                })
+                stamp != 0
+                    && self.nodes.iter().any(|m| {
+                        m.core.as_ref().is_some_and(|c| c.state().disk(VOLUME) == DiskState::UpToDate)
+                            && m.data.current.get(s as usize) == Some(&stamp)
+                    })
             };
             self.history.power_loss(held);
         }
@@ -148,6 +150,12 @@ impl World {
             self.forget_session(key);
         }
         self.dirty = true;
+    }
+
+    /// Acknowledged writes that were not flushed are not certain any more unless `n` has them.
+    pub fn only_copy(&mut self, n: usize) {
+        let current = &self.nodes[n].data.current;
+        self.history.power_loss(|s, stamp| stamp != 0 && current.get(s as usize) == Some(&stamp));
     }
 
     /// Starts a node that was stopped; peers that still believe in its old connections get resets.
@@ -237,7 +245,9 @@ impl World {
                     self.fail(format!("{name}: a read of sector {} returned damaged data", req.sector));
                     return;
                 };
-                if !self.check_reads {
+                // A Primary that is cut off reads its own copy until it notices, whatever its successor wrote since.
+                let superseded = self.nodes.iter().any(|m| m.front_end && m.era > req.era);
+                if !self.check_reads || superseded {
                     return;
                 }
                 for (s, v) in (req.sector..).zip(stamps) {

@@ -36,6 +36,8 @@ struct Run<'a> {
     plan: &'a Plan,
     /// Without quorum: who may be promoted, by what the last Primary knew.
     eligible: BTreeSet<usize>,
+    /// The last Primary, if it was stopped as one.
+    stopped: Option<usize>,
     loads: Vec<(u64, u64, Rng, u32)>,
 }
 
@@ -49,8 +51,9 @@ pub fn run(plan: &Plan, trace: bool) -> Outcome {
     let mut w = World::new(plan.seed, plan.nodes.clone());
     w.trace = trace;
     w.speed = plan.speed;
+    w.history.lossy = plan.nodes.iter().flat_map(|n| &n.net).any(|c| c.protocol != WireProtocol::C);
     let eligible = (0..plan.nodes.len()).collect();
-    let mut r = Run { w, plan, eligible, loads: Vec::new() };
+    let mut r = Run { w, plan, eligible, stopped: None, loads: Vec::new() };
     r.all();
     Outcome {
         failure: r.w.failure.clone(),
@@ -227,6 +230,8 @@ impl Run<'_> {
                 w.connect(a, b, false);
                 w.connect(b, a, false);
             }
+            // Giving up the last current copy is the administrator's loss, not the engine's.
+            Op::Detach(n, _) | Op::Invalidate(n) if !w.another_current(n) => {}
             Op::Detach(n, force) => {
                 self.leaves(n);
                 self.w.command(n, Command::Detach { vnr, force });
@@ -236,8 +241,6 @@ impl Run<'_> {
                     w.attach(n);
                 }
             }
-            // Invalidating the last current copy is the administrator's loss, not the engine's.
-            Op::Invalidate(n) if !w.another_current(n) => {}
             Op::Invalidate(n) => {
                 w.command(n, Command::Invalidate { vnr, from: None, reset_bitmap: true });
             }
@@ -266,6 +269,9 @@ impl Run<'_> {
         self.leaves(n);
         let was_primary = self.w.core(n).is_some_and(|c| c.state().role == Role::Primary);
         self.w.stop(n, power);
+        if was_primary {
+            self.stopped = Some(n);
+        }
         // Protocols A and B may lose what the peer has not written yet.
         if was_primary && self.plan.nodes[n].net.iter().any(|c| c.protocol != WireProtocol::C) {
             self.w.history.give_up();
@@ -273,8 +279,10 @@ impl Run<'_> {
     }
 
     fn promote(&mut self, n: usize) {
-        let other = (0..self.count())
-            .any(|m| m != n && self.w.core(m).is_some_and(|c| c.state().role == Role::Primary));
+        let becomes = |m: usize| self.w.nodes[m].commands.values().any(|c| c.starts_with("Promote"));
+        let other = (0..self.count()).any(|m| {
+            m != n && (becomes(m) || self.w.core(m).is_some_and(|c| c.state().role == Role::Primary))
+        });
         if self.plan.careful {
             let synced = self.w.core(n).is_some_and(|c| {
                 let s = c.state();
@@ -289,9 +297,13 @@ impl Run<'_> {
                 return;
             }
         }
-        if self.w.nodes[n].core.is_some() {
-            self.w.command(n, Command::Promote { force: false });
+        let Some(core) = self.w.core(n) else { return };
+        let alone = core.state().connected_mask().is_empty();
+        // Alone it goes on with what its disk kept, whatever its peers have of the writes before.
+        if self.stopped == Some(n) && alone {
+            self.w.only_copy(n);
         }
+        self.w.command(n, Command::Promote { force: false });
     }
 
     /// Issues what the running loads want now.

@@ -1,18 +1,18 @@
 //! Flushes of the application (`spec/wire-protocol.md` §9.12).
 //!
-//! A flush is never done before the local cache is flushed and every connected replica has acknowledged the barrier
+//! A flush is never done before the local cache is flushed and every replica under protocol C has acknowledged the barrier
 //! behind the last write.
 
 use super::FlushRequest;
 use crate::core::{Core, IoTag};
 use crate::io::{BlockId, BlockResult, Output};
 use crate::types::{NodeId, VolumeNr};
-use palisade_wire::enums::{DiskState, ReplState};
+use palisade_wire::enums::{DiskState, ReplState, WireProtocol};
 use std::collections::BTreeMap;
 
 impl Core {
-    /// Everything completed before is stable everywhere when this completes: the local cache is flushed, and
-    /// every replica has acknowledged the barrier behind the last write.
+    /// Everything completed before is stable when this completes: the local cache is flushed, and every replica
+    /// under protocol C has acknowledged the barrier behind the last write.
     pub(super) fn start_flush(&mut self, v: VolumeNr, block: BlockId) {
         if !self.st.data_accessible(v) {
             self.finish_block(v, block, BlockResult::IoError);
@@ -68,7 +68,11 @@ impl Core {
 
     pub(super) fn maybe_finish_flush(&mut self, id: u64) {
         let Some(f) = self.flushes.get(&id) else { return };
-        if f.local_pending || !f.peers.is_empty() || self.frozen() {
+        // Protocols A and B promise the local disk alone, as long as there is one that is UpToDate.
+        let alone = f.good && self.st.disk(f.vnr) == DiskState::UpToDate;
+        let waits =
+            |n: &NodeId| !alone || self.conns.get(n).is_some_and(|c| c.net.protocol == WireProtocol::C);
+        if f.local_pending || f.peers.keys().any(waits) || self.frozen() {
             return;
         }
         let (v, block) = (f.vnr, f.block);
