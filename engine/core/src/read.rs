@@ -169,8 +169,11 @@ impl Core {
     }
 
     pub(crate) fn reads_lost_peer(&mut self, n: NodeId) {
-        let ids: Vec<u64> =
-            self.conns.get_mut(&n).map(|c| c.reads.drain().map(|x| x.0).collect()).unwrap_or_default();
+        let ids: Vec<u64> = self
+            .conns
+            .get_mut(&n)
+            .map(|c| std::mem::take(&mut c.reads).into_keys().collect())
+            .unwrap_or_default();
         for id in ids {
             self.route_read(id);
         }
