@@ -232,7 +232,7 @@ impl World {
                 self.history.answer(id, req.sector, req.count, self.now, ok, fua);
                 if ok {
                     self.counts.0 += 1;
-                    self.wrote(n, req.era);
+                    self.wrote(n, req.era, req.issued);
                 }
             }
             RequestKind::Flush if ok => self.history.flushed(req.issued),
@@ -260,18 +260,22 @@ impl World {
         }
     }
 
-    /// At most one Primary completes writes: terms of office do not interleave.
-    pub(crate) fn wrote(&mut self, n: usize, era: u64) {
-        if self.writer == era || !self.check_writers {
-            self.writer = era;
+    /// At most one Primary writes: terms of office do not interleave. What was issued before the successor began
+    /// may complete later, once every replica that missed it is known to be lost.
+    pub(crate) fn wrote(&mut self, n: usize, era: u64, issued: u64) {
+        if self.writer.0 == era || !self.check_writers {
+            self.writer.0 = era;
             return;
         }
         if self.past_writers.contains(&era) {
+            if issued < self.writer.1 {
+                return;
+            }
             let name = self.name(n).to_string();
             self.fail(format!("{name}: two Primaries complete writes at the same time"));
         }
-        self.past_writers.insert(self.writer);
-        self.writer = era;
+        self.past_writers.insert(self.writer.0);
+        self.writer = (era, self.now);
     }
 
     /// Nodes which are Primary and serve front ends.

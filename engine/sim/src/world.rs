@@ -109,8 +109,8 @@ pub struct World {
     pub counts: (u64, u64),
     /// Terms of office that completed writes and were followed by another one.
     pub past_writers: BTreeSet<u64>,
-    /// The term of office that completed the last write.
-    pub writer: u64,
+    /// The term of office that completed the last write, and when it completed its first.
+    pub writer: (u64, u64),
     /// Reads are checked against the history.
     pub check_reads: bool,
     /// Two Primaries may write (scripted split brain, dual primary).
@@ -167,7 +167,7 @@ impl World {
             steps: 0,
             counts: (0, 0),
             past_writers: BTreeSet::new(),
-            writer: 0,
+            writer: (0, 0),
             check_reads: true,
             check_writers: true,
             due: Vec::new(),

@@ -208,6 +208,7 @@ impl Core {
         let now = self.now;
         let repl = self.st.repl(n, v);
         let up_to_date = self.st.pdsk(n, v) == DiskState::UpToDate;
+        let own_copy = self.st.disk(v) == DiskState::UpToDate;
         let syncing = matches!(
             repl,
             ReplState::SyncSource | ReplState::SyncTarget | ReplState::PausedSyncS | ReplState::PausedSyncT
@@ -224,7 +225,8 @@ impl Core {
                 up_to_date: false,
             };
         };
-        let protocol = c.net.protocol;
+        // Protocols A and B build on the local copy. Without one a write is nowhere until a peer has stored it.
+        let protocol = if own_copy { c.net.protocol } else { WireProtocol::C };
         let announce = c.tx_dagtag != Some(before);
         c.tx_dagtag = Some(before + sectors);
         if c.sent_epochs.back().is_none_or(|e| e.number != epoch || e.barrier_sent) {
