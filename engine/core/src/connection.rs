@@ -52,6 +52,8 @@ pub(crate) struct BitmapExchange {
     pub receiver: Option<palisade_wire::bitmap::Receiver>,
     /// Packets taken so far.
     pub packets: u64,
+    /// The generation of the own data as it began.
+    pub generation: u64,
     /// The own bitmap was sent.
     pub sent: bool,
     /// The peer's bitmap is complete.

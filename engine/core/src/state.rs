@@ -494,10 +494,12 @@ fn select_sync_target(old: &State, new: &mut State, f: &Facts<'_>, v: VolumeNr) 
     let winding = f.pd.iter().any(|((n, pv), x)| {
         *pv == v && x.resync_active && !candidates.contains(n) && is_target(old.repl(*n, v))
     });
-    let best = candidates.iter().copied().min_by_key(|n| bits(*n));
+    let disk = |n: NodeId| new.pdsk(n, v);
+    let best = candidates.iter().copied().min_by_key(|n| (std::cmp::Reverse(disk(*n)), bits(*n)));
     let chosen = match (active, best) {
+        (Some(a), Some(b)) if disk(b) > disk(a) => Some(b),
         // Switching costs a resync its momentum: only for an advantage of 256 bits.
-        (Some(a), Some(b)) if bits(b) + 256 <= bits(a) => Some(b),
+        (Some(a), Some(b)) if disk(b) == disk(a) && bits(b) + 256 <= bits(a) => Some(b),
         (Some(a), _) => Some(a),
         (None, b) if !winding => b,
         _ => None,

@@ -5,6 +5,7 @@
 
 use crate::core::{AfterHandler, Core, Todo};
 use crate::io::{HandlerCall, LogLevel, Stream};
+use crate::tables::uuid::same;
 use crate::types::{NodeId, VolumeNr};
 use bytes::Bytes;
 use palisade_wire::HeaderKind;
@@ -14,9 +15,11 @@ use palisade_wire::enums::{ConnState, ReplState};
 impl Core {
     pub(crate) fn begin_exchange(&mut self, n: NodeId, v: VolumeNr) {
         let bits = self.devs.get(&v).and_then(|d| d.ldev.as_ref()).map_or(0, |l| l.bitmap.bits());
+        let generation = self.devs.get(&v).map_or(0, |d| d.current_uuid());
         if let Some(p) = self.pds.get_mut(&(n, v)) {
             p.target_done = None;
             p.bitmap.packets = 0;
+            p.bitmap.generation = generation;
             p.bitmap.sent = false;
             p.bitmap.received = false;
             p.bitmap.receiver = Some(Receiver::new(bits, HeaderKind::H100));
@@ -142,6 +145,9 @@ impl Core {
                 }
                 let (from, to) = if source {
                     (ReplState::WFBitMapS, ReplState::SyncSource)
+                } else if self.overtaken(peer, vnr) {
+                    // As for other sources that were paused until then: this one has nothing left to give.
+                    (ReplState::WFBitMapT, ReplState::Established)
                 } else {
                     (ReplState::WFBitMapT, ReplState::SyncTarget)
                 };
@@ -155,5 +161,11 @@ impl Core {
             }
             Some(AfterHandler::Nothing) | None => {}
         }
+    }
+
+    /// The own data is of another generation than as the exchange with this source began.
+    fn overtaken(&self, n: NodeId, v: VolumeNr) -> bool {
+        let (Some(p), Some(d)) = (self.pds.get(&(n, v)), self.devs.get(&v)) else { return false };
+        !same(p.bitmap.generation, d.current_uuid())
     }
 }

@@ -89,6 +89,12 @@ impl Core {
             return;
         }
         if let Some(l) = self.ldev(v) {
+            // What another source wrote here meanwhile is not in the teller's picture.
+            let outdated =
+                l.slot(n).is_none_or(|s| l.bitmap.count(s, l.bitmap.bits_touching(p.sector..end)) > 0);
+            if outdated {
+                return;
+            }
             for m in NodeMask(p.mask).iter().filter(|m| *m != me) {
                 if let Some(s) = l.slot(m) {
                     changed += l.bitmap.set_in_sync(s, p.sector..end);
@@ -101,6 +107,5 @@ impl Core {
                 self.todo(Todo::CheckResyncEnd(m, v));
             }
         }
-        let _ = n;
     }
 }
