@@ -205,13 +205,8 @@ impl Core {
                     }
                 }
             }
-            Strategy::SyncTargetClearBitmap => {
-                if let Some(l) = self.ldev(v)
-                    && let Some(slot) = l.slot(n)
-                {
-                    l.bitmap.clear_all(slot);
-                }
-            }
+            // The reference clears the own slot here. It may be all that tells what a crash left behind.
+            Strategy::SyncTargetClearBitmap => return,
             Strategy::SyncSourceSetBitmap => {
                 self.set_all_bits(v, Some(n));
                 // An interruption continues from the bitmap.

@@ -10,7 +10,7 @@ use crate::types::{NodeId, VolumeNr};
 use bytes::Bytes;
 use palisade_wire::HeaderKind;
 use palisade_wire::bitmap::{Progress, Receiver, Sender};
-use palisade_wire::enums::{ConnState, ReplState};
+use palisade_wire::enums::{ConnState, DiskState, ReplState};
 
 impl Core {
     pub(crate) fn begin_exchange(&mut self, n: NodeId, v: VolumeNr) {
@@ -152,9 +152,19 @@ impl Core {
                     (ReplState::WFBitMapT, ReplState::SyncTarget)
                 };
                 if self.st.repl(peer, vnr) == from {
+                    let overtaken = to == ReplState::Established;
+                    let disk = if overtaken { self.disk_after_overtaking(vnr) } else { None };
                     self.force("receive-bitmap", |s| {
                         if let Some(p) = s.pds.get_mut(&(peer, vnr)) {
                             p.repl = to;
+                        }
+                        let target = |p: ReplState| matches!(p, ReplState::WFBitMapT | ReplState::SyncTarget);
+                        let waits = s.peers_of(vnr).any(|(_, p)| target(p.repl));
+                        if let Some(d) = s.devs.get_mut(&vnr)
+                            && let Some(disk) = disk
+                            && !waits
+                        {
+                            d.disk = d.disk.max(disk);
                         }
                     });
                 }
@@ -163,9 +173,27 @@ impl Core {
         }
     }
 
-    /// The own data is of another generation than as the exchange with this source began.
+    /// A resync from another source ended since the exchange with this one began, and was worth at least as much.
     fn overtaken(&self, n: NodeId, v: VolumeNr) -> bool {
         let (Some(p), Some(d)) = (self.pds.get(&(n, v)), self.devs.get(&v)) else { return false };
-        !same(p.bitmap.generation, d.current_uuid())
+        let (Some(theirs), Some(own)) = (p.uuids.as_ref(), self.uuid_set(v)) else { return false };
+        let its = theirs.set.current;
+        !same(p.bitmap.generation, d.current_uuid()) && (same(its, own.current) || own.in_history(its))
+    }
+
+    /// The disk is what the source made it whose resync overtook all others.
+    fn disk_after_overtaking(&self, v: VolumeNr) -> Option<DiskState> {
+        let l = self.devs.get(&v).and_then(|d| d.ldev.as_ref())?;
+        let current = self.devs.get(&v)?.current_uuid();
+        self.st
+            .peers_of(v)
+            .filter(|(m, p)| {
+                let equal = |u: &crate::connection::PeerUuids| same(u.set.current, current);
+                p.repl == ReplState::Established
+                    && self.pds.get(&(*m, v)).and_then(|p| p.uuids.as_ref()).is_some_and(equal)
+                    && l.slot(*m).is_some_and(|s| l.bitmap.weight(s) == 0)
+            })
+            .map(|(_, p)| p.pdsk)
+            .max()
     }
 }
