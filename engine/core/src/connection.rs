@@ -283,6 +283,9 @@ pub(crate) struct Connection {
     pub peer_dagtag: Option<(NodeId, u64)>,
     /// The own position in the lost Primary's stream was sent.
     pub position_told: bool,
+    /// Positions in the stream of a lost Primary as told in this handshake, by self and by the peer.
+    pub position_named: Option<(NodeId, u64)>,
+    pub position_received: Option<(NodeId, u64)>,
     pub peer_role_hint: Role,
 }
 
@@ -323,6 +326,8 @@ impl Connection {
             flush_requests: VecDeque::new(),
             peer_dagtag: None,
             position_told: false,
+            position_named: None,
+            position_received: None,
             peer_role_hint: Role::Unknown,
         }
     }
@@ -341,6 +346,8 @@ impl Connection {
         self.oos_after.clear();
         self.peer_dagtag = None;
         self.position_told = false;
+        self.position_named = None;
+        self.position_received = None;
         self.peer_discard_my_data = false;
     }
 }

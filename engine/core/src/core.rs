@@ -6,6 +6,7 @@ use crate::device::Devices;
 use crate::io::{AdminId, BlockId, Event, HandlerCall, HandlerId, Input, IoId, LogLevel, Output};
 use crate::read::ReadRequest;
 use crate::replica::PeerRequest;
+use crate::resync::LostPosition;
 use crate::state::{self, Facts, Options, PdFacts, State};
 use crate::tables::quorum::{PeerFacts, Quorum, QuorumInput, quorum};
 use crate::tables::refusal::Refusal;
@@ -167,7 +168,7 @@ pub struct Core {
     pub(crate) peer_reads_waiting: Vec<(u64, NodeId, VolumeNr)>,
     pub(crate) flush_sequence: u64,
     /// The Primary lost last, and how far this node got in its stream.
-    pub(crate) lost_primary: Option<(NodeId, u64)>,
+    pub(crate) lost_primary: Option<LostPosition>,
     /// When the survivors stop waiting for each other's positions.
     pub(crate) reconcile_until: Option<Time>,
     /// Flushes that are awaited before that position is told; `None` when it was, or there is none.

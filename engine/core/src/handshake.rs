@@ -7,7 +7,7 @@ use crate::io::{HandlerCall, LogLevel};
 use crate::state::Options;
 use crate::tables::compare::{Compare, Side};
 use crate::tables::quorum::QuorumOption;
-use crate::tables::split_brain::{Action, Negotiation, Phase, Policies, negotiate};
+use crate::tables::split_brain::{Action, LostPrimary, Negotiation, Phase, Policies, negotiate};
 use crate::tables::strategy::Strategy;
 use crate::tables::uuid::{UuidSet, is_generation, is_just_created, same};
 use crate::types::{NodeId, VolumeNr};
@@ -76,6 +76,13 @@ impl Core {
             );
         }
         let peer_role = if connecting { c.peer_role_hint } else { self.st.peer_role(n) };
+        // Only what both have named makes both sides decide alike.
+        let lost_primary = match (c.position_named, c.position_received) {
+            (Some((lost, my_position)), Some((other, peer_position))) if connecting && lost == other => {
+                Some(LostPrimary { named_by_peer: true, named_by_me: true, my_position, peer_position })
+            }
+            _ => None,
+        };
         // The peer saw what was sent to it; a change since then would make the two sides disagree.
         let changed = connecting
             && p.sent.is_some_and(|(cur, slot, b)| {
@@ -127,7 +134,7 @@ impl Core {
                 Phase::Again
             },
             attaching: self.st.disk(v) == DiskState::Negotiating,
-            lost_primary: None,
+            lost_primary,
             demoted,
         };
         let out = negotiate(&negotiation);

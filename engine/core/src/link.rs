@@ -19,7 +19,7 @@ pub const APV_MIN: u32 = 118;
 /// Newest protocol spoken.
 pub const APV_MAX: u32 = 124;
 /// Features offered: the set of 9.2.18.
-pub const FEATURES: Features = Features::V9_2_18;
+pub const FEATURES: Features = Features::V9_2_19;
 
 impl Core {
     pub(crate) fn send_data(&mut self, n: NodeId, v: Option<VolumeNr>, packet: Packet) {

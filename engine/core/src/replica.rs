@@ -11,6 +11,7 @@ use crate::core::{Core, IoTag, Todo};
 use crate::device::Ldev;
 use crate::intervals::Holder;
 use crate::io::{IoError, LogLevel, Output};
+use crate::resync::LostPosition;
 use crate::types::{NodeId, NodeMask, SECTOR, VolumeNr};
 use bytes::Bytes;
 use palisade_wire::enums::{ConnState, DiskState, ReplState};
@@ -681,7 +682,11 @@ impl Core {
         c.received_epochs.clear();
         let oos = std::mem::take(&mut c.oos_after);
         if primary {
-            self.lost_primary = Some((n, self.conns.get(&n).map_or(0, |c| c.rx_dagtag)));
+            self.lost_primary = Some(LostPosition {
+                node: n,
+                dagtag: self.conns.get(&n).map_or(0, |c| c.rx_dagtag),
+                generations: self.devs.iter().map(|(v, d)| (*v, d.current_uuid())).collect(),
+            });
         }
         for u in unacked {
             let range = u.sector..u.sector + u64::from(u.len) / SECTOR;

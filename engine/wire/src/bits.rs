@@ -95,6 +95,8 @@ impl Features {
     pub const V84: Self = Self(15);
     /// What 9.2.18 offers (§4.2).
     pub const V9_2_18: Self = Self(127);
+    /// What 9.2.19 and 9.3.3 add of what the engine speaks: [`Features::RECONCILE_RECONNECT`].
+    pub const V9_2_19: Self = Self(127 | 512);
     /// Everything the specification describes (9.3.3, §4.2).
     pub const ALL: Self = Self(1023);
 }

@@ -25,6 +25,7 @@ impl Core {
             return;
         }
         c.params_sent = true;
+        self.name_lost_primary(n);
         for v in self.vnrs() {
             self.send_volume_params(n, v);
         }

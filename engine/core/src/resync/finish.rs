@@ -167,6 +167,8 @@ impl Core {
         if let Some(d) = self.devs.get_mut(&v) {
             d.stable_resync |= !failed && !unstable;
         }
+        // The data is the source's now, the position is not.
+        self.lost_primary = None;
         self.force("resync-finished", |s| {
             if let Some(p) = s.pds.get_mut(&(n, v)) {
                 p.repl = ReplState::Established;

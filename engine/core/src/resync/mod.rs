@@ -17,6 +17,8 @@ mod source;
 mod start;
 mod target;
 
+pub(crate) use reconcile::LostPosition;
+
 use crate::core::Core;
 use crate::tables::rate::RateController;
 use crate::types::{NodeId, Time, VolumeNr};

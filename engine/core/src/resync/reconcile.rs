@@ -8,8 +8,17 @@ use crate::state::State;
 use crate::tables::uuid::same;
 use crate::types::{NodeId, VolumeNr};
 use palisade_wire::enums::{DiskState, ReplState, Role};
-use palisade_wire::{Packet, PeerDagtag, UuidFlags};
-use std::collections::BTreeSet;
+use palisade_wire::{Features, Packet, PeerDagtag, UuidFlags};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// How far this node got in the stream of a Primary that it lost.
+#[derive(Clone, Debug)]
+pub(crate) struct LostPosition {
+    pub node: NodeId,
+    pub dagtag: u64,
+    /// Current UUIDs then.
+    pub generations: BTreeMap<VolumeNr, u64>,
+}
 
 impl Core {
     /// When everything received from the lost Primary is written, flushes; then the survivors compare.
@@ -60,7 +69,7 @@ impl Core {
 
     /// Tells another survivor how far this node got in the lost Primary's stream.
     fn send_peer_dagtag(&mut self, m: NodeId) {
-        let Some((lost, dagtag)) = self.lost_primary else { return };
+        let Some(&LostPosition { node: lost, dagtag, .. }) = self.lost_primary.as_ref() else { return };
         if !self.st.connected(m) || self.st.connected(lost) {
             self.reconciled(m);
             return;
@@ -110,8 +119,10 @@ impl Core {
 
     /// The lost Primary is connected again, and still Primary: it knows its writes, positions do not matter any more.
     pub(crate) fn primary_is_back(&mut self, new: &State) {
-        let back =
-            self.lost_primary.is_some_and(|(n, _)| new.connected(n) && new.peer_role(n) == Role::Primary);
+        let back = self
+            .lost_primary
+            .as_ref()
+            .is_some_and(|l| new.connected(l.node) && new.peer_role(l.node) == Role::Primary);
         if back {
             for p in self.pds.values_mut() {
                 p.reconciliation = false;
@@ -119,8 +130,34 @@ impl Core {
         }
     }
 
+    /// The position to name in a handshake: of a Primary that is still lost, in the generation that is still the own.
+    fn position_to_name(&self, n: NodeId) -> Option<(NodeId, u64)> {
+        let l = self.lost_primary.as_ref()?;
+        let back = self.st.connected(l.node) && self.st.peer_role(l.node) == Role::Primary;
+        let same_data =
+            l.generations.iter().all(|(v, u)| self.devs.get(v).is_some_and(|d| same(d.current_uuid(), *u)));
+        (l.node != n && !back && same_data).then_some((l.node, l.dagtag))
+    }
+
+    /// Before the volumes' packets of a handshake (`ff:RECONCILE_RECONNECT`): survivors that were apart when they lost
+    /// the Primary compare how far they got.
+    pub(crate) fn name_lost_primary(&mut self, n: NodeId) {
+        let position = self.position_to_name(n);
+        let Some(c) = self.conns.get_mut(&n) else { return };
+        c.position_named = position.filter(|_| c.features.contains(Features::RECONCILE_RECONNECT));
+        if let Some((lost, dagtag)) = c.position_named {
+            self.send_data(n, None, Packet::PeerDagtag(PeerDagtag { dagtag, node_id: lost.get().into() }));
+        }
+    }
+
     pub(crate) fn got_peer_dagtag(&mut self, n: NodeId, lost: u32, dagtag: u64) {
         let Some(lost) = NodeId::from_u32(lost) else { return };
+        if !self.st.connected(n) {
+            if let Some(c) = self.conns.get_mut(&n) {
+                c.position_received = Some((lost, dagtag));
+            }
+            return;
+        }
         if let Some(c) = self.conns.get_mut(&n) {
             c.peer_dagtag = Some((lost, dagtag));
         }
@@ -132,7 +169,7 @@ impl Core {
     }
 
     fn compare_dagtags(&mut self, n: NodeId) {
-        let Some((lost, mine)) = self.lost_primary else { return };
+        let Some(&LostPosition { node: lost, dagtag: mine, .. }) = self.lost_primary.as_ref() else { return };
         let Some((theirs_of, theirs)) = self.conns.get(&n).and_then(|c| c.peer_dagtag) else { return };
         let told = self.conns.get(&n).is_some_and(|c| c.position_told);
         if theirs_of != lost || self.st.connected(lost) || !self.st.connected(n) || !told {
