@@ -10,6 +10,7 @@ use crate::core::{Core, IoTag};
 use crate::device::Ldev;
 use crate::intervals::Holder;
 use crate::io::{BlockId, BlockResult, Output, Stream};
+use crate::tables::uuid::{is_generation, same};
 use crate::types::{BIO_SIZE_MAX, NodeId, NodeMask, SECTOR, VolumeNr};
 use bytes::Bytes;
 use palisade_wire::enums::{DiskState, ReplState, WireProtocol};
@@ -106,6 +107,12 @@ impl Core {
         self.gate_open(v) && self.devs.get(&v).is_none_or(|d| !d.new_uuid_needed)
     }
 
+    fn equal_generation(&self, n: NodeId, v: VolumeNr) -> bool {
+        let own = self.devs.get(&v).map_or(0, |d| d.current_uuid());
+        let theirs = self.pds.get(&(n, v)).and_then(|p| p.uuids.as_ref()).map_or(0, |u| u.set.current);
+        is_generation(own) && same(own, theirs)
+    }
+
     fn share(&self, n: NodeId, v: VolumeNr) -> Share {
         use ReplState as R;
         if !self.st.connected(n) {
@@ -118,6 +125,8 @@ impl Core {
             (r, DiskState::Inconsistent) if r == R::Established || (r >= R::WFBitMapT && r < R::Ahead) => {
                 Share::Data
             }
+            // It has what this node has, and only waits to be told so.
+            (R::Established, DiskState::Consistent) if self.equal_generation(n, v) => Share::Data,
             (r, DiskState::Outdated | DiskState::Consistent) if r >= R::Established => Share::OutOfSync,
             _ => Share::Nothing,
         }
