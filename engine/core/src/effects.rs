@@ -325,19 +325,18 @@ impl Core {
         if !same || pdsk < DiskState::Consistent || disk < DiskState::Consistent {
             return EqualBits::Unknown;
         }
+        let bits = |m: NodeId| {
+            let l = self.devs.get(&v).and_then(|d| d.ldev.as_ref());
+            l.and_then(|l| l.slot(m).map(|s| l.bitmap.weight(s))).unwrap_or(0)
+        };
         // Both are replicas of the same Primary, in sync with it: the bits are only what is not known yet.
         let common = self.st.primary_peers().and(NodeMask(u.node_mask)).iter().any(|p| {
             !u.flags.contains(palisade_wire::UuidFlags::STABLE)
                 && self.st.repl(p, v) == ReplState::Established
                 && self.st.pdsk(p, v) == DiskState::UpToDate
+                && bits(p) == 0
         });
-        let theirs = u.dirty_bits;
-        let mine = self
-            .devs
-            .get(&v)
-            .and_then(|d| d.ldev.as_ref())
-            .and_then(|l| l.slot(n).map(|s| l.bitmap.weight(s)))
-            .unwrap_or(0);
+        let (mine, theirs) = (bits(n), u.dirty_bits);
         if common || mine == 0 && theirs == 0 {
             return EqualBits::Settled;
         }

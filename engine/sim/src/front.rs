@@ -79,12 +79,22 @@ impl History {
         }
     }
 
-    /// It was answered.
-    pub fn answer(&mut self, request: u64, sector: u64, count: u64, now: u64, ok: bool, stable: bool) {
+    /// It was answered. `held` says whether a running replica has a version: the last one that acknowledged it may
+    /// have lost power since.
+    pub fn answer(
+        &mut self,
+        request: u64,
+        (sector, count): (u64, u64),
+        now: u64,
+        ok: bool,
+        stable: bool,
+        held: impl Fn(u64, u64) -> bool,
+    ) {
         let keep = self.reading || self.lossy;
-        for list in self.range(sector, count) {
+        for (s, list) in (sector..).zip(self.range(sector, count)) {
             let mut issued = None;
             for v in list.iter_mut().filter(|v| v.request == request) {
+                v.optional |= ok && !stable && !held(s, v.stamp);
                 v.done = now;
                 v.fate = if ok { Fate::Acked } else { Fate::Lost };
                 v.stable = ok && stable;
@@ -190,11 +200,11 @@ mod tests {
         h.issue(1, 0, &[11], 10);
         assert!(h.check(0, 0, 11, 12).is_ok());
         assert!(h.check(0, 11, 11, 12).is_ok());
-        h.answer(1, 0, 1, 20, true, false);
+        h.answer(1, (0, 1), 20, true, false, |_, _| true);
         assert!(h.check(0, 0, 21, 22).is_err());
         assert!(h.check(0, 11, 21, 22).is_ok());
         h.issue(2, 0, &[22], 30);
-        h.answer(2, 0, 1, 40, false, false);
+        h.answer(2, (0, 1), 40, false, false, |_, _| true);
         assert!(h.check(0, 11, 50, 51).is_ok());
         assert!(h.check(0, 22, 50, 51).is_ok());
     }
@@ -203,14 +213,14 @@ mod tests {
     fn power_loss_takes_only_what_nobody_holds() {
         let mut h = History::new(1);
         h.issue(1, 0, &[11], 10);
-        h.answer(1, 0, 1, 20, true, false);
+        h.answer(1, (0, 1), 20, true, false, |_, _| true);
         h.power_loss(|_, _| true);
         assert!(h.check(0, 0, 21, 22).is_err());
         h.power_loss(|_, _| false);
         assert!(h.check(0, 0, 21, 22).is_ok());
         assert!(h.check(0, 11, 21, 22).is_ok());
         h.issue(2, 0, &[22], 30);
-        h.answer(2, 0, 1, 40, true, false);
+        h.answer(2, (0, 1), 40, true, false, |_, _| true);
         h.flushed(41);
         h.power_loss(|_, _| false);
         assert!(h.check(0, 11, 50, 51).is_err());

@@ -229,7 +229,14 @@ impl World {
         }
         match req.kind {
             RequestKind::Write { fua } => {
-                self.history.answer(id, req.sector, req.count, self.now, ok, fua);
+                let nodes = &self.nodes;
+                let held = |s: u64, stamp: u64| {
+                    stamp == 0
+                        || nodes
+                            .iter()
+                            .any(|m| m.core.is_some() && m.data.current.get(s as usize) == Some(&stamp))
+                };
+                self.history.answer(id, (req.sector, req.count), self.now, ok, fua, held);
                 if ok {
                     self.counts.0 += 1;
                     self.wrote(n, req.era, req.issued);

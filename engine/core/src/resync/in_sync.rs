@@ -46,7 +46,12 @@ impl Core {
             // Bits the peer reported and nobody resynced yet speak for themselves.
             let reported = self.pds.get(&(m, v)).and_then(|p| p.uuids.as_ref()).map_or(0, |u| u.dirty_bits);
             let settled = p.repl != R::Established || reported == 0;
-            if state && settled && p.pdsk >= DiskState::Inconsistent && clean(m) {
+            if state
+                && settled
+                && p.pdsk >= DiskState::Inconsistent
+                && !self.changes_elsewhere(m, v)
+                && clean(m)
+            {
                 mask = mask.with(m);
             }
         }
@@ -62,6 +67,11 @@ impl Core {
                 Packet::PeersInSync(PeersInSync { sector: area.start, mask: mask.0, size }),
             );
         }
+    }
+
+    /// The peer receives data by a resync that this node has no part in.
+    fn changes_elsewhere(&self, m: NodeId, v: VolumeNr) -> bool {
+        self.st.repl(m, v) == ReplState::Established && self.st.pdsk(m, v) < DiskState::UpToDate
     }
 
     /// Writes in the area of which not everybody's fate is known.
