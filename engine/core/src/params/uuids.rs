@@ -43,13 +43,15 @@ impl Core {
         let inconsistent = disk == DiskState::Inconsistent
             || (matches!(disk, DiskState::Negotiating | DiskState::Attaching)
                 && !l.sb.flags.contains(DeviceFlags::CONSISTENT));
+        // What was withheld for lack of quorum ends with a crash: under protocol C its survivors have all that counts.
+        let withheld = (d.primary_lost_quorum || lost_writes) && !(d.crashed_primary && synchronous);
         let flags = UuidFlags::NONE
             .with(UuidFlags::DISCARD_MY_DATA, c.discard_my_data)
             .with(UuidFlags::CRASHED_PRIMARY, d.crashed_primary || (d.crashed_replica && synchronous))
             .with(UuidFlags::INCONSISTENT, inconsistent)
             .with(UuidFlags::STABLE, self.st.stable())
             .with(UuidFlags::RECONNECT, c.was_connected && !self.st.connected(n) && !lost_writes)
-            .with(UuidFlags::PRIMARY_LOST_QUORUM, d.primary_lost_quorum || lost_writes)
+            .with(UuidFlags::PRIMARY_LOST_QUORUM, withheld)
             .with(UuidFlags::SYNC_TARGET, source.is_some());
         let bits = l.slot(n).map_or(0, |s| l.bitmap.weight(s));
         Some((shown, flags, bits))
