@@ -229,6 +229,7 @@ impl World {
         }
         match req.kind {
             RequestKind::Write { fua } => {
+                let superseded = self.superseded(req.era);
                 let nodes = &self.nodes;
                 let held = |s: u64, stamp: u64| {
                     stamp == 0
@@ -236,7 +237,8 @@ impl World {
                             .iter()
                             .any(|m| m.core.is_some() && m.data.current.get(s as usize) == Some(&stamp))
                 };
-                self.history.answer(id, (req.sector, req.count), self.now, ok, fua, held);
+                let certain = ok && !(superseded && self.history.lossy);
+                self.history.answer(id, (req.sector, req.count), self.now, certain, fua, held);
                 if ok {
                     self.counts.0 += 1;
                     self.wrote(n, req.era, req.issued);
@@ -253,8 +255,7 @@ impl World {
                     return;
                 };
                 // A Primary that is cut off reads its own copy until it notices, whatever its successor wrote since.
-                let superseded = self.nodes.iter().any(|m| m.front_end && m.era > req.era);
-                if !self.check_reads || superseded {
+                if !self.check_reads || self.superseded(req.era) {
                     return;
                 }
                 for (s, v) in (req.sector..).zip(stamps) {
@@ -265,6 +266,11 @@ impl World {
                 }
             }
         }
+    }
+
+    /// Another node was promoted since that term of office began, and is Primary.
+    fn superseded(&self, era: u64) -> bool {
+        self.nodes.iter().any(|m| m.front_end && m.era > era)
     }
 
     /// At most one Primary writes: terms of office do not interleave. What was issued before the successor began

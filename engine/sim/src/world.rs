@@ -418,6 +418,11 @@ impl World {
             Output::FrontEnd { present } => {
                 self.nodes[n].front_end = present;
                 if present {
+                    // Protocols A and B: the predecessor may have completed what only it has, and goes on to.
+                    if self.history.lossy && (0..self.nodes.len()).any(|m| m != n && self.nodes[m].front_end)
+                    {
+                        self.history.give_up();
+                    }
                     self.eras += 1;
                     self.nodes[n].era = self.eras;
                 }
