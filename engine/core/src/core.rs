@@ -473,6 +473,7 @@ impl Core {
                         .as_ref()
                         .is_some_and(|u| u.flags.contains(palisade_wire::UuidFlags::STABLE)),
                     got_stable: p.got_stable,
+                    peer_bits: p.uuids.as_ref().map_or(0, |u| u.dirty_bits),
                     bits: ldev.and_then(|l| l.slot(*n).map(|s| l.bitmap.weight(s))).unwrap_or(0),
                     resync_active: p.target.as_ref().is_some_and(|t| !t.pending.is_empty()),
                     reconciliation: p.reconciliation,

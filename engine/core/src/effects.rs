@@ -322,7 +322,13 @@ impl Core {
         let same =
             self.devs.get(&v).is_some_and(|d| crate::tables::uuid::same(u.set.current, d.current_uuid()));
         let (disk, pdsk) = (self.st.disk(v), self.st.pdsk(n, v));
-        if !same || pdsk < DiskState::Consistent || disk < DiskState::Consistent {
+        let (primary, peer_primary) = (self.is_primary(), self.st.peer_role(n) == Role::Primary);
+        // Beside a Primary with current data, one that was cut off from it may be behind by just the bits.
+        let least = |other: bool| if other { DiskState::Outdated } else { DiskState::Consistent };
+        if !same
+            || pdsk < least(primary && disk == DiskState::UpToDate)
+            || disk < least(peer_primary && pdsk == DiskState::UpToDate)
+        {
             return EqualBits::Unknown;
         }
         let bits = |m: NodeId| {
@@ -341,7 +347,7 @@ impl Core {
             return EqualBits::Settled;
         }
         let diskless_primary = !self.st.primary_peers().is_empty();
-        let source = match (self.is_primary(), self.st.peer_role(n) == Role::Primary) {
+        let source = match (primary, peer_primary) {
             (true, false) => true,
             (false, true) => false,
             (true, true) => return EqualBits::Unknown,

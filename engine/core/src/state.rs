@@ -221,6 +221,8 @@ pub(crate) struct PdFacts {
     pub peer_stable: bool,
     pub got_stable: bool,
     pub bits: u64,
+    /// As the peer last told.
+    pub peer_bits: u64,
     /// Winding down: requests of the resync are still out.
     pub resync_active: bool,
     pub reconciliation: bool,
@@ -549,6 +551,7 @@ fn raise_or_lower(old: &State, new: &mut State, f: &Facts<'_>, v: VolumeNr, mayb
             && x.peer_stable
             && x.same_current
             && (newly_established || x.got_stable || old_pdsk == D::Outdated)
+            && (new.peer_role(n) != Role::Primary || x.bits + x.peer_bits == 0)
         {
             disk = p.pdsk;
         }

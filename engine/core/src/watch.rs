@@ -90,7 +90,11 @@ impl Core {
             {
                 Some(Passing::Behind(disk))
             }
-            R::Established if disk == D::UpToDate && s.pdsk == D::UpToDate && !resyncing => {
+            R::Established
+                if disk == D::UpToDate
+                    && (s.pdsk == D::UpToDate || self.is_primary() && s.pdsk == D::Outdated)
+                    && !resyncing =>
+            {
                 let l = self.devs.get(&v)?.ldev.as_ref()?;
                 let bits = l.bitmap.weight(l.slot(n)?);
                 let theirs = p.uuids.as_ref().map_or(0, |u| u.dirty_bits);
