@@ -241,6 +241,8 @@ impl World {
                 self.history.answer(id, (req.sector, req.count), self.now, certain, fua, held);
                 if ok {
                     self.counts.0 += 1;
+                }
+                if certain {
                     self.wrote(n, req.era, req.issued);
                 }
             }
