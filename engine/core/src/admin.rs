@@ -575,6 +575,10 @@ impl Core {
         if self.devs.get(&v).is_none_or(|d| d.ldev.is_none()) {
             return Some(Err(Refusal::NoLocalDisk.into()));
         }
+        // What is behind itself must not be given to others: they would keep the newer generation's name.
+        if self.st.disk(v) < DiskState::UpToDate {
+            return Some(Err(Refusal::NoUpToDateData.into()));
+        }
         if self.st.connected(n) {
             let to = if reset { ReplState::StartingSyncS } else { ReplState::WFBitMapS };
             self.queue_operation(Change::Resync { peer: n, vnr: v, to }, Some(id), false);
