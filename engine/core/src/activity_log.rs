@@ -186,6 +186,18 @@ impl ActivityLog {
         self.committed
     }
 
+    /// Whether some write holds an extent.
+    #[must_use]
+    pub fn is_in_use(&self) -> bool {
+        self.extents.len() > self.idle.len()
+    }
+
+    /// Whether writes hold more than half of the slots.
+    #[must_use]
+    pub fn is_crowded(&self) -> bool {
+        (self.extents.len() - self.idle.len()) * 2 > self.slots.len()
+    }
+
     /// Whether some write holds the extent.
     #[must_use]
     pub fn in_use(&self, extent: u32) -> bool {
@@ -245,5 +257,18 @@ mod tests {
         al.put(0..=0);
         // A range may not evict its own idle members.
         assert_eq!(al.get(0..=1), Grant::Full);
+    }
+
+    #[test]
+    fn held_extents_make_it_crowded_idle_ones_do_not() {
+        let mut al = ActivityLog::new(4);
+        al.get(0..=1);
+        assert!(al.is_in_use() && !al.is_crowded());
+        al.get(2..=2);
+        assert!(al.is_crowded());
+        al.prepare().unwrap();
+        al.commit();
+        al.put(0..=2);
+        assert!(!al.is_in_use() && !al.is_crowded());
     }
 }

@@ -152,10 +152,13 @@ pub struct Core {
     pub(crate) dagtag: u64,
     pub(crate) epoch: u32,
     pub(crate) epoch_writes: u32,
-    /// A write of the current epoch was completed to the front end: the next write opens a new one.
-    pub(crate) epoch_completed: bool,
     /// Writes of the current epoch not yet completed.
     pub(crate) epoch_open_writes: u32,
+    /// A write of the current epoch was completed before every replica had it: nothing that follows may overtake it.
+    pub(crate) epoch_must_end: bool,
+    /// When the first write of the current epoch was sent, and when a write of it was last sent or completed.
+    pub(crate) epoch_since: Time,
+    pub(crate) epoch_touched: Time,
     pub(crate) peer_acks: PeerAckBatch,
     /// Completed writes withheld while frozen.
     pub(crate) held: BTreeSet<u64>,
@@ -222,8 +225,10 @@ impl Core {
             dagtag: 0,
             epoch: 0,
             epoch_writes: 0,
-            epoch_completed: false,
             epoch_open_writes: 0,
+            epoch_must_end: false,
+            epoch_since: Time(0),
+            epoch_touched: Time(0),
             peer_acks: PeerAckBatch::default(),
             held: BTreeSet::new(),
             peer_requests: BTreeMap::new(),
@@ -289,7 +294,7 @@ impl Core {
         loop {
             if let Some(t) = self.todo.pop_front() {
                 self.do_todo(t);
-            } else if !self.run_operations() && !self.close_idle_epoch() {
+            } else if !self.run_operations() && !self.close_due_epoch() {
                 break;
             }
         }

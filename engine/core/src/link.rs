@@ -655,6 +655,7 @@ impl Core {
         let others = [
             self.operations_deadline(),
             self.peer_ack_deadline(),
+            self.epoch_deadline(),
             self.resync_deadline(),
             self.reconcile_until,
             self.watch_deadline(),

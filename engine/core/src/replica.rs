@@ -406,7 +406,9 @@ impl Core {
         }
         if let Some(c) = self.conns.get_mut(&n) {
             c.buffered = c.buffered.saturating_sub(u64::from(r.len));
-            if let Some(u) = c.unacked.iter_mut().find(|u| u.id == id) {
+            if let Ok(i) = c.unacked.binary_search_by_key(&id, |u| u.id)
+                && let Some(u) = c.unacked.get_mut(i)
+            {
                 u.done = true;
             }
             if let Some(e) = c.received_epochs.front_mut() {

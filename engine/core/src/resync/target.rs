@@ -55,19 +55,39 @@ impl Core {
         self.todo(Todo::CheckResyncEnd(n, v));
     }
 
-    /// Sends requests for up to so many sectors.
-    fn ask(&mut self, n: NodeId, v: VolumeNr, quota: u64) {
+    /// Keeps requests on their way between the turns, unless the application needs the disk and `c-min-rate` says
+    /// that it comes first.
+    fn refill(&mut self, n: NodeId, v: VolumeNr) {
+        let active = self.devs.get(&v).and_then(|d| d.ldev.as_ref()).is_some_and(|l| l.al.is_in_use());
+        let max_buffers = self.conns.get(&n).map_or(2048, |c| c.net.max_buffers);
+        if self.st.repl(n, v) != ReplState::SyncTarget {
+            return;
+        }
+        let Some(p) = self.pds.get(&(n, v)) else { return };
+        let Some(t) = &p.target else { return };
+        if active && p.cfg.rate.min_rate != 0 {
+            return;
+        }
+        let quota = t.rate.refill(&p.cfg.rate, t.in_flight, max_buffers);
+        let asked = self.ask(n, v, quota);
+        if let Some(t) = self.pds.get_mut(&(n, v)).and_then(|p| p.target.as_mut()) {
+            t.rate.refilled(asked);
+        }
+    }
+
+    /// Sends requests for up to so many sectors, the last one as large as it comes. Returns the sectors asked for.
+    fn ask(&mut self, n: NodeId, v: VolumeNr, quota: u64) -> u64 {
         let (node, dagtag) = self.position();
         let dagtags = self.conns.get(&n).is_some_and(|c| c.features.contains(Features::RESYNC_DAGTAG));
         if self.peer_requests.values().any(|r| r.orphan) {
-            return;
+            return 0;
         }
         let mut asked = 0;
         let mut skipped = 0;
         while asked < quota {
             let Some((start, end)) = self.next_dirty(n, v) else { break };
             let len = ((end - start) * SECTOR) as u32;
-            let Some(d) = self.devs.get_mut(&v) else { return };
+            let Some(d) = self.devs.get_mut(&v) else { return asked };
             let busy = d.locks.overlapping(start, end).any(|_| true);
             if busy {
                 // Its bits stay; the next round over the bitmap finds it again.
@@ -99,6 +119,7 @@ impl Core {
             };
             self.send_data(n, Some(v), packet);
         }
+        asked
     }
 
     /// The position in the Primary's stream (`spec/wire-protocol.md` §10.4).
@@ -263,6 +284,7 @@ impl Core {
         self.todo(Todo::KickPeers(v));
         self.serve_waiting(v);
         self.winding_down(n, v);
+        self.refill(n, v);
     }
 
     /// A paused target has nothing out any more: another may run now.

@@ -63,10 +63,18 @@ pub struct Turn {
 }
 
 /// The plan: a ring of corrections, one per 0.1 s ahead.
+///
+/// A turn plans for the next 0.1 s. Between the turns, [`Self::refill`] keeps `c-fill-target` on its way: a pipe that
+/// is empty long before the next turn would otherwise stay empty, however short the plan. What was refilled counts
+/// as requested by the turn.
 #[derive(Clone, Debug, Default)]
 pub struct RateController {
     plan: VecDeque<i64>,
     total: i64,
+    /// Sectors allowed by the last turn.
+    granted: u64,
+    /// Sectors asked for by refilling since then.
+    refilled: u64,
 }
 
 impl RateController {
@@ -80,8 +88,28 @@ impl RateController {
         let steps = config.plan_ahead.min(STEPS_MAX);
         let wanted =
             if steps == 0 { rate_per_turn(config.resync_rate) } else { self.planned(config, turn, steps) };
-        let room = (u64::from(turn.max_buffers) * 8).saturating_sub(turn.in_flight);
-        wanted.min(room).next_multiple_of(turn.block_sectors.max(1))
+        let refilled = std::mem::take(&mut self.refilled);
+        let room = room(turn.max_buffers, turn.in_flight);
+        self.granted = wanted.saturating_sub(refilled).min(room).next_multiple_of(turn.block_sectors.max(1));
+        self.granted
+    }
+
+    /// The number of sectors to request now that some came back, before the next turn.
+    pub fn refill(&self, config: &RateConfig, in_flight: u64, max_buffers: u32) -> u64 {
+        if config.plan_ahead == 0 {
+            return 0;
+        }
+        let missing = u64::from(config.fill_target).saturating_sub(in_flight);
+        let allowed = match config.max_rate {
+            0 => u64::MAX,
+            rate => rate_per_turn(rate).saturating_sub(self.granted.saturating_add(self.refilled)),
+        };
+        missing.min(allowed).min(room(max_buffers, in_flight))
+    }
+
+    /// So many sectors were requested by a refill.
+    pub fn refilled(&mut self, sectors: u64) {
+        self.refilled = self.refilled.saturating_add(sectors);
     }
 
     fn planned(&mut self, config: &RateConfig, turn: &Turn, steps: u32) -> u64 {
@@ -119,6 +147,11 @@ impl RateController {
 /// Whether requests may be sent: not while more than half of the socket's send buffer is in use.
 pub fn send_buffer_allows(used_bytes: u64, size_bytes: u64) -> bool {
     used_bytes <= size_bytes / 2
+}
+
+/// Sectors that still may be requested before the peer has no buffers for the answers.
+fn room(max_buffers: u32, in_flight: u64) -> u64 {
+    (u64::from(max_buffers) * 8).saturating_sub(in_flight)
 }
 
 /// Sectors per turn at a rate in KiB/s.
@@ -298,6 +331,27 @@ mod tests {
             assert_eq!(c.plan.iter().sum::<i64>(), c.total);
         }
         assert_eq!(c.plan.len(), 7);
+    }
+
+    #[test]
+    fn refilling() {
+        let config = RateConfig { fill_target: 100, ..LAN };
+        let mut c = RateController::new();
+        assert_eq!(c.turn(&config, &turn(0, 0)), 56);
+        assert_eq!(c.refill(&config, 30, 1 << 20), 70, "up to the target");
+        assert_eq!(c.refill(&config, 100, 1 << 20), 0);
+        assert_eq!(c.refill(&config, 30, 5), 10, "40 sectors of buffers");
+        assert_eq!(c.refill(&LAN, 0, 1 << 20), 0, "no fill target");
+        assert_eq!(c.refill(&RateConfig { plan_ahead: 0, ..config }, 0, 1 << 20), 0, "a fixed rate");
+        // 500 KiB/s are 100 sectors per turn, of which 56 are used.
+        let slow = RateConfig { max_rate: 500, ..config };
+        assert_eq!(c.refill(&slow, 0, 1 << 20), 44);
+        c.refilled(40);
+        assert_eq!(c.refill(&slow, 0, 1 << 20), 4);
+        // What was refilled is not asked for once more by the turn.
+        let with = c.clone().turn(&config, &turn(96, 0));
+        c.refilled = 0;
+        assert_eq!(c.turn(&config, &turn(96, 0)), with + 40);
     }
 
     /// A link that delivers 1000 sectors per turn, 3 turns late, converges to its capacity.

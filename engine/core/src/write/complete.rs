@@ -8,6 +8,7 @@ use crate::core::{Core, IoTag, Todo};
 use crate::device::Waiting;
 use crate::io::{BlockOp, BlockResult, IoError, Output};
 use crate::types::{NodeId, NodeMask, SECTOR, VolumeNr};
+use bytes::Bytes;
 use palisade_wire::BlockAck;
 use palisade_wire::enums::{ConnState, DiskState};
 
@@ -153,9 +154,13 @@ impl Core {
         {
             d.locks.remove(id, sector);
         }
-        if submitted && epoch == self.epoch {
-            self.epoch_completed = true;
-            self.epoch_open_writes = self.epoch_open_writes.saturating_sub(1);
+        let everywhere = r.peers.iter().all(|l| l.leg != Leg::Pending);
+        if everywhere && let Payload::Data { data, .. } = &mut r.payload {
+            // Nobody needs it again; the request itself stays until its epoch is acknowledged.
+            *data = Bytes::new();
+        }
+        if submitted {
+            self.completed_in_epoch(epoch, everywhere);
         }
         self.finish_block(v, block, result);
         self.settle_request(id);
@@ -197,10 +202,7 @@ impl Core {
             d.locks.remove(id, sector);
             d.waiting.push_front(Waiting { id: block, op });
         }
-        if epoch == self.epoch {
-            self.epoch_completed = true;
-            self.epoch_open_writes = self.epoch_open_writes.saturating_sub(1);
-        }
+        self.completed_in_epoch(epoch, false);
         self.settle_request(id);
     }
 

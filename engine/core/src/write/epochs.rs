@@ -8,46 +8,9 @@ use crate::core::{Core, Todo};
 use crate::device::Ldev;
 use crate::types::{NodeId, NodeMask, Time, VolumeNr};
 use palisade_wire::enums::ConnState;
-use palisade_wire::{Barrier, ConfirmStable, Packet, PeerAck};
+use palisade_wire::{ConfirmStable, Packet, PeerAck};
 
 impl Core {
-    /// Ends the current epoch for every peer.
-    pub(crate) fn close_epoch(&mut self) {
-        if self.epoch_writes == 0 {
-            self.epoch_completed = false;
-            return;
-        }
-        self.epoch = self.epoch.wrapping_add(1);
-        self.epoch_writes = 0;
-        self.epoch_open_writes = 0;
-        self.epoch_completed = false;
-        for n in self.peers() {
-            self.close_epochs_before(n, self.epoch);
-        }
-    }
-
-    pub(crate) fn close_epochs_before(&mut self, n: NodeId, epoch: u32) {
-        let Some(c) = self.conns.get_mut(&n) else { return };
-        let mut barriers = Vec::new();
-        for e in c.sent_epochs.iter_mut().filter(|e| !e.barrier_sent && e.number != epoch) {
-            e.barrier_sent = true;
-            barriers.push(e.number);
-        }
-        for b in barriers {
-            // The number is opaque to the peer; kernels write it in host byte order.
-            self.send_data(n, None, Packet::Barrier(Barrier { barrier: b.swap_bytes() }));
-        }
-    }
-
-    /// An idle writer closes a finished epoch promptly.
-    pub(crate) fn close_idle_epoch(&mut self) -> bool {
-        if self.epoch_completed && self.epoch_open_writes == 0 && self.epoch_writes > 0 {
-            self.close_epoch();
-            return true;
-        }
-        false
-    }
-
     pub(crate) fn got_barrier_ack(&mut self, n: NodeId, barrier: u32, set_size: u32) {
         let number = barrier.swap_bytes();
         let Some(c) = self.conns.get_mut(&n) else { return };

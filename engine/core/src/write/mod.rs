@@ -10,6 +10,7 @@
 //! handles and must never be copied.
 
 mod admit;
+mod barrier;
 mod complete;
 mod epochs;
 mod flush;

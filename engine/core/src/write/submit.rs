@@ -5,7 +5,6 @@
 
 use super::{Leg, Payload, PeerLeg, Request, TransferLogEntry, digest_of};
 use crate::activity_log::Grant;
-use crate::connection::SentEpoch;
 use crate::core::{Core, IoTag};
 use crate::device::Ldev;
 use crate::intervals::Holder;
@@ -60,7 +59,10 @@ impl Core {
             && d.cfg.al_updates
         {
             match l.al.get(Ldev::extents(sector, len)) {
-                Grant::Full => return false,
+                Grant::Full => {
+                    self.close_epoch();
+                    return false;
+                }
                 Grant::Hot => al_held = true,
                 Grant::After(seq) => {
                     al_held = true;
@@ -141,16 +143,11 @@ impl Core {
         }
         let (v, sector, len, payload) = (r.vnr, r.sector, r.len, r.payload.clone());
         let sectors = u64::from(len) / SECTOR;
-        let max_epoch = self.conns.values().map(|c| c.net.max_epoch_size).min().unwrap_or(2048).max(1);
-        if self.epoch_completed || self.epoch_writes >= max_epoch {
-            self.close_epoch();
-        }
+        self.close_epoch_before(v);
         let before = self.dagtag;
         self.dagtag += sectors;
         let dagtag = self.dagtag;
-        self.epoch_writes += 1;
-        self.epoch_open_writes += 1;
-        let epoch = self.epoch;
+        let epoch = self.write_in_epoch();
         let mut legs = Vec::new();
         let mut have = NodeMask::EMPTY;
         for n in self.peers() {
@@ -214,7 +211,6 @@ impl Core {
         epoch: u32,
     ) -> PeerLeg {
         self.close_epochs_before(n, epoch);
-        let now = self.now;
         let repl = self.st.repl(n, v);
         let up_to_date = self.st.pdsk(n, v) == DiskState::UpToDate;
         let own_copy = self.st.disk(v) == DiskState::UpToDate;
@@ -238,20 +234,9 @@ impl Core {
         let protocol = if own_copy { c.net.protocol } else { WireProtocol::C };
         let announce = c.tx_dagtag != Some(before);
         c.tx_dagtag = Some(before + sectors);
-        if c.sent_epochs.back().is_none_or(|e| e.number != epoch || e.barrier_sent) {
-            c.sent_epochs.push_back(SentEpoch {
-                number: epoch,
-                writes: Vec::new(),
-                confirmed: 0,
-                barrier_sent: false,
-                since: now,
-            });
-        }
-        if let Some(e) = c.sent_epochs.back_mut() {
-            e.writes.push(id);
-        }
         let features = c.features;
         let integrity = c.net.integrity_alg.clone();
+        self.sent_in_epoch(n, epoch, id);
         if announce {
             self.send_data(n, None, Packet::Dagtag(Dagtag { dagtag: before }));
         }

@@ -3,5 +3,6 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used)]
 
 mod cluster;
+mod epochs;
 mod harness;
 mod regressions;

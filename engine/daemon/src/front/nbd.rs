@@ -140,7 +140,9 @@ impl Engine {
         }
         if let Some(input) = client.session.take_input() {
             client.receiving = true;
-            let op = Op::Recv { fd: Rc::clone(&client.fd), buf: Buf::Nbd(input), all: false };
+            // A payload comes as a whole; a socket gives it in pieces of its buffer.
+            let all = input.is_payload();
+            let op = Op::Recv { fd: Rc::clone(&client.fd), buf: Buf::Nbd(input), all };
             self.ring.push(Token::NbdReceive(id), op);
         }
     }

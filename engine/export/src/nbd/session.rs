@@ -92,6 +92,12 @@ impl InputBuf {
     pub fn as_mut_slice(&mut self) -> &mut [u8] {
         self.buf.get_mut(self.start..).unwrap_or_default()
     }
+
+    /// These are the rest of one payload: all of them will come before anything can be done with them.
+    #[must_use]
+    pub fn is_payload(&self) -> bool {
+        self.payload
+    }
 }
 
 /// What the next bytes are.

@@ -260,7 +260,7 @@ fn engine_process() {
 fn engine_command(dir: &Path, minor: u32) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command
-        .args(["--exact", "engine_process"])
+        .args(["--exact", "device::engine_process"])
         .env("PALISADE_TEST_ENGINE_DIR", dir)
         .env("PALISADE_TEST_MINOR", minor.to_string())
         .stdout(Stdio::null());
