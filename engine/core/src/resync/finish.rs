@@ -6,7 +6,6 @@
 
 use super::Ending;
 use crate::core::{AfterHandler, Core, IoTag, Todo};
-use crate::device::Device;
 use crate::io::{HandlerCall, LogLevel, Output};
 use crate::tables::uuid::{TargetFinished, same};
 use crate::types::{NodeId, NodeMask, VolumeNr};
@@ -204,33 +203,6 @@ impl Core {
         self.run_handler(call, AfterHandler::Nothing);
         self.superblock_changed(v);
         self.write_bitmap(v);
-        if !failed {
-            self.leave_older_sources(n, v);
-        }
-    }
-
-    /// Whoever was going to be a source as well is compared with anew if this node's data comes from a newer
-    /// generation now: its data must not replace what was just received.
-    fn leave_older_sources(&mut self, n: NodeId, v: VolumeNr) {
-        let Some(mine) = self.devs.get(&v).map(Device::current_uuid) else { return };
-        let older: Vec<NodeId> = self
-            .st
-            .peers_of(v)
-            .filter(|(m, p)| {
-                let theirs = self.pds.get(&(*m, v)).and_then(|p| p.uuids.as_ref());
-                *m != n
-                    && p.repl == ReplState::WFBitMapT
-                    && theirs.is_some_and(|u| !same(u.set.current, mine))
-            })
-            .map(|(m, _)| m)
-            .collect();
-        for m in older {
-            self.drop_link(
-                m,
-                ConnState::NetworkFailure,
-                "the data here is of a newer generation than this source's",
-            );
-        }
     }
 
     pub(super) fn request_flushes(&mut self, n: NodeId, v: VolumeNr) {
