@@ -537,6 +537,8 @@ fn raise_or_lower(old: &State, new: &mut State, f: &Facts<'_>, v: VolumeNr, mayb
     use DiskState as D;
     use ReplState as R;
     let mut disk = new.disk(v);
+    // Whoever is about to receive data is not made current by what others say.
+    let target = new.peers_of(v).any(|(_, p)| is_target(p.repl));
     for (n, p) in
         new.pds.iter().filter(|((_, pv), _)| *pv == v).map(|((n, _), p)| (*n, *p)).collect::<Vec<_>>()
     {
@@ -545,6 +547,7 @@ fn raise_or_lower(old: &State, new: &mut State, f: &Facts<'_>, v: VolumeNr, mayb
         let newly_established = p.repl == R::Established && was.is_none_or(|w| w.repl < R::Established);
         let old_pdsk = was.map_or(D::DUnknown, |w| w.pdsk);
         if disk == D::Outdated
+            && !target
             && p.repl == R::Established
             && p.pdsk >= D::Consistent
             && x.uuids_received
@@ -569,7 +572,7 @@ fn raise_or_lower(old: &State, new: &mut State, f: &Facts<'_>, v: VolumeNr, mayb
         // A diskless Primary connects: its generation decides.
         if newly_established && new.peer_role(n) == Role::Primary && p.pdsk == D::Diskless && x.uuids_received
         {
-            if x.same_current && disk >= D::Outdated && !new.peers_of(v).any(|(_, q)| is_target(q.repl)) {
+            if x.same_current && disk >= D::Outdated && !target {
                 disk = D::UpToDate;
             } else if !x.same_current && disk == D::UpToDate {
                 disk = D::Consistent;
