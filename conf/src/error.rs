@@ -303,17 +303,29 @@ pub enum Notice {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Error {
     problems: Vec<Problem>,
+    fatal: bool,
 }
 
 impl Error {
     pub(crate) fn check(problems: Vec<Problem>) -> Result<(), Self> {
-        if problems.is_empty() { Ok(()) } else { Err(Self { problems }) }
+        if problems.is_empty() { Ok(()) } else { Err(Self { problems, fatal: false }) }
+    }
+
+    /// Like [`Error::check`] where the last problem ended reading.
+    pub(crate) fn check_fatal(problems: Vec<Problem>) -> Result<(), Self> {
+        Self::check(problems).map_err(|error| Self { fatal: true, ..error })
     }
 
     /// The problems.
     #[must_use]
     pub fn problems(&self) -> &[Problem] {
         &self.problems
+    }
+
+    /// Whether the last problem ended reading, so that there may be more behind it.
+    #[must_use]
+    pub fn is_fatal(&self) -> bool {
+        self.fatal
     }
 
     /// The exit code `drbdadm` ends with: 10 invalid configuration, 20 unreadable file, 1 bad name
@@ -340,7 +352,7 @@ impl Error {
 
 impl From<Problem> for Error {
     fn from(problem: Problem) -> Self {
-        Self { problems: vec![problem] }
+        Self { problems: vec![problem], fatal: true }
     }
 }
 

@@ -4,6 +4,7 @@ mod create;
 mod device;
 mod existing;
 mod gi;
+mod repair;
 
 use std::io::Write as _;
 
@@ -38,9 +39,10 @@ const OPTIONS: Accepts = Accepts {
         ("initial-current-uuid", Takes::Value),
         ("consistent", Takes::Switch),
         ("uptodate", Takes::Switch),
+        ("tentative", Takes::Switch),
     ],
     classes: &[],
-    aliases: &[],
+    aliases: &[("dry-run", "tentative")],
 };
 
 /// Options of `create-md` alone.
@@ -69,7 +71,7 @@ const SHORT: &[(&str, &str)] = &[
 ];
 
 /// Words of the reference that this tool does not have.
-const NOT_YET: &[&str] = &["repair-md", "dump-superblock", "hexdump-superblock"];
+const NOT_YET: &[&str] = &["dump-superblock", "hexdump-superblock"];
 
 /// How a command uses the device.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -93,6 +95,7 @@ const VERBS: &[Verb] = &[
     Verb { name: "restore-md", access: Access::Modify, node_id: false, run: restore_md },
     Verb { name: "verify-dump", access: Access::Read, node_id: false, run: verify_dump },
     Verb { name: "apply-al", access: Access::Modify, node_id: false, run: apply_al },
+    Verb { name: "repair-md", access: Access::Modify, node_id: false, run: repair::repair_md },
     Verb { name: "wipe-md", access: Access::Modify, node_id: false, run: wipe_md },
     Verb { name: "outdate", access: Access::Modify, node_id: false, run: outdate },
     Verb { name: "invalidate", access: Access::Modify, node_id: false, run: invalidate },
@@ -228,7 +231,9 @@ fn run(args: &[String]) -> Result<i32, Failure> {
         return Err(usage_error(format!("Device '{device}' is configured!")));
     }
     let question = Question { force: scanned.is_set("force"), quiet: scanned.is_set("quiet") };
-    let device = Device::open(path, kind, verb.access == Access::Read, verb.name == "apply-al", question)?;
+    // These run unattended, before an attach.
+    let never_ask = matches!(verb.name, "apply-al" | "repair-md");
+    let device = Device::open(path, kind, verb.access == Access::Read, never_ask, question)?;
     let mut words = vec!["drbdmeta".to_owned()];
     words.extend(args.iter().cloned());
     let mut job = Job { minor, device, kind, version, scanned, command_line: words.join(" "), question };
@@ -274,6 +279,9 @@ fn check_options(verb: &Verb, version: Version, scanned: &cli::Scanned) -> Resul
             scanned.flags.iter().find(|(n, _)| CREATE_ONLY.contains(&n.as_str()) && !al(n))
     {
         return wrong(format!("The --{option} option is only allowed with create-md"));
+    }
+    if name != "repair-md" && scanned.is_set("tentative") {
+        return wrong("The --tentative option is only allowed with repair-md".to_owned());
     }
     match scanned.flag("node-id") {
         Some(_) if !verb.node_id => wrong(format!("The {name} command does not accept the --node-id option")),

@@ -159,6 +159,10 @@ impl Parser<'_> {
         }
         let token = self.next()?;
         if token.is(b';') {
+            // A dump has another one here.
+            if endpoint.name == EndpointName::Address && self.peek()?.is(b';') {
+                self.next()?;
+            }
             return Ok(endpoint);
         }
         if token.keyword() != "via" {

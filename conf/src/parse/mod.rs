@@ -103,8 +103,8 @@ impl<'a> Parser<'a> {
                 problems: Vec::new(),
             },
         };
-        let mut result = parser.file(0);
         parser.files_read.extend(options.already_read.iter().map(|path| source.canonical(path)));
+        let mut result = parser.file(0);
         for path in options.more {
             if result.is_ok() {
                 let text = open(source, path)?;
@@ -440,7 +440,12 @@ impl<'a> Parser<'a> {
             _ => return self.expected(EXPECTED, &token),
         };
         self.punct(b':')?;
+        let known = self.out.problems.len();
         let port = self.port()?;
+        // Scripts that count the reference's messages find a bad port of an address twice.
+        if let Some(problem) = self.out.problems.get(known).cloned() {
+            self.out.problems.push(problem);
+        }
         Ok(Address { family, host, port })
     }
 

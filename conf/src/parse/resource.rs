@@ -42,6 +42,8 @@ impl Parser<'_> {
             at,
             body: parsed.body,
             template: parsed.template,
+            numbered_links: false,
+            connections: Vec::new(),
             expanded: Ok(Body::default()),
             foreign: BTreeMap::new(),
         })
