@@ -185,11 +185,17 @@ impl Adjuster<'_> {
         queue.line(Stage::PrepareDisk, self.name(), line);
     }
 
+    /// The volume as it runs, unless it will be made anew.
+    fn kept(&self, vnr: u32) -> Option<&RunningVolume> {
+        let wanted = self.scope.view.volumes.iter().find(|v| v.vnr == vnr)?;
+        let runs = self.running.volumes.iter().find(|v| u32::from(v.volume) == vnr)?;
+        (runs.minor == wanted.minor || !self.parts.disk).then_some(runs)
+    }
+
     fn volume(&self, queue: &mut Queue, wanted: &VolumeView) {
         let name = self.name();
-        let runs = self.running.volumes.iter().find(|v| u32::from(v.volume) == wanted.vnr);
-        let Some(runs) = runs.filter(|v| v.minor == wanted.minor) else {
-            if let Some(other) = runs {
+        let Some(runs) = self.kept(wanted.vnr) else {
+            if let Some(other) = self.running.volumes.iter().find(|v| u32::from(v.volume) == wanted.vnr) {
                 self.remove_volume(queue, other);
             }
             queue.line(Stage::NewMinor, name, lines::new_minor(&self.scope.view, wanted));
@@ -204,10 +210,7 @@ impl Adjuster<'_> {
         match (&runs.backing, &wanted.disk) {
             (None, None) => {}
             (None, Some(_)) => attach(queue, name, wanted),
-            (Some(_), None) => {
-                let line = Line::setup(["detach", &wanted.minor.to_string()]);
-                queue.line(Stage::PrepareDisk, name, line);
-            }
+            (Some(_), None) => self.detach(queue, wanted.minor),
             (Some(_), Some(_)) => self.attached(queue, wanted, runs),
         }
     }
@@ -234,7 +237,11 @@ impl Adjuster<'_> {
             let mut rest = options.clone();
             rest.remove("size");
             let line = Line::setup(["disk-options", &minor, "--set-defaults"]).with(lines::options(&rest));
-            queue.line(Stage::Attach, name, line);
+            // Peers that get a bitmap have to find it when they are made.
+            let gets_bitmap = differ_in(Class::Attach, "bitmap", options, &backing.options)
+                && options.value("bitmap") != Some("no");
+            let stage = if gets_bitmap { Stage::NewMinor } else { Stage::Attach };
+            queue.line(stage, name, line);
         }
     }
 
@@ -335,7 +342,11 @@ impl Adjuster<'_> {
     fn peer_devices(&self, queue: &mut Queue, peer: &PeerView, runs: &RunningConnection) {
         let none = Options::new();
         for volume in peer.volumes.iter().filter(|volume| self.scope.has_volume(volume.vnr)) {
-            let runs = runs.peer_devices.iter().find(|p| u32::from(p.volume) == volume.vnr);
+            let kept = self.kept(volume.vnr);
+            if kept.is_none() && !self.parts.disk {
+                continue;
+            }
+            let runs = kept.and_then(|v| runs.peer_devices.iter().find(|p| p.volume == v.volume));
             let known = runs.map_or(&none, |p| &p.options);
             if differ(Class::PeerDevice, &volume.options, known, &[]) {
                 let line = lines::peer_device("peer-device-options", &self.scope.view, peer, volume.vnr)

@@ -71,13 +71,13 @@ pub fn resize(volume: &VolumeView, size: Option<&str>) -> [Line; 2] {
 
 /// How long to wait for peers. A stacked resource waits for two attempts to connect only, unless it asks
 /// for the timeouts (`spec/cli.md` §6).
-pub fn startup(view: &HostView, stacked: bool) -> Vec<String> {
-    if !stacked || view.stacked_timeouts {
+pub fn startup(view: &HostView) -> Vec<String> {
+    if view.stacked_on.is_none() || view.stacked_timeouts {
         return options(&view.startup);
     }
     let interval = view.peers.first().and_then(|peer| peer.net.value("connect-int"));
     let seconds = interval.and_then(|text| text.parse::<u64>().ok()).unwrap_or(10);
-    vec![format!("--wfc-timeout={}", seconds.saturating_mul(2))]
+    vec!["--wfc-timeout".to_owned(), seconds.saturating_mul(2).to_string()]
 }
 
 pub fn new_peer(view: &HostView, peer: &PeerView) -> Line {

@@ -124,7 +124,8 @@ pub fn forget_peer(target: &Target, exec: &Exec<'_>, request: &Request) -> Resul
 pub fn check_resize(target: &Target, exec: &Exec<'_>, _: &Request) -> Result<i32, Failure> {
     let Some(volume) = &target.volume else { return Ok(0) };
     let name = &target.view.resource;
-    let codes = lines::resize(volume, None).map(|line| exec.run_quietly(name, &line));
+    let size = volume.attach_options.value("size");
+    let codes = lines::resize(volume, size).map(|line| exec.run_quietly(name, &line));
     if codes.iter().all(|code| *code == 0) || volume.disk.is_none() {
         return Ok(codes.into_iter().max().unwrap_or(0));
     }

@@ -51,11 +51,12 @@ fn run(args: &[String]) -> Result<i32, Failure> {
     let exec = Exec::new(&request);
     match verb.runs {
         Runs::Once(run) | Runs::Query(run) => {
-            if matches!(verb.runs, Runs::Once(_)) && !request.objects.is_empty() {
+            let names_nothing = matches!(verb.runs, Runs::Once(_));
+            if names_nothing && !request.objects.is_empty() {
                 eprintln!("This command will ignore resource names!");
             }
             let code = run(&site, &exec, &request)?;
-            if code != 0 {
+            if code != 0 && (names_nothing || request.objects.is_empty()) {
                 eprintln!("command {} exited with code {code}", verb.name);
             }
             Ok(code)

@@ -159,7 +159,7 @@ fn add_all(verb: &Verb, site: &Site, stacked: bool, found: &mut Resolved) -> Res
     }
     for view in views {
         if verb.one_volume {
-            check_volume_use(verb, &view, None)?;
+            check_volume_use(verb, &view, &view.resource, None)?;
         }
         add(verb, "all", &view, None, None, &mut found.targets);
     }
@@ -198,7 +198,7 @@ fn mismatch(text: &str, why: &str) -> Failure {
     Failure::new(EXIT_USAGE, format!("{why}\n'{text}' unexpected ctx_by_* result r=-2"))
 }
 
-fn add_named(verb: &Verb, site: &Site, text: &str, found: &mut Resolved) -> Result<(), Failure> {
+pub fn add_named(verb: &Verb, site: &Site, text: &str, found: &mut Resolved) -> Result<(), Failure> {
     let (resource, object) = match text.strip_prefix("minor-") {
         Some(minor) => {
             let (resource, vnr) = owner_of(site, number(minor)?).ok_or_else(|| unknown(site, text))?;
@@ -228,7 +228,7 @@ fn add_named(verb: &Verb, site: &Site, text: &str, found: &mut Resolved) -> Resu
     if let Some(name) = object.peer {
         check_peer(site, &view, text, name)?;
     }
-    check_volume_use(verb, &view, object.volume)?;
+    check_volume_use(verb, &view, text, object.volume)?;
     let targets = &mut found.targets;
     let count = targets.len();
     add(verb, text, &view, object.volume, object.peer, targets);
@@ -271,7 +271,7 @@ fn is_peer(peer: &PeerView, name: &str) -> bool {
     peer.connection_name == name || peer.host_names.iter().any(|n| hostnames_equal(n, name))
 }
 
-fn check_volume_use(verb: &Verb, view: &HostView, volume: Option<u32>) -> Result<(), Failure> {
+fn check_volume_use(verb: &Verb, view: &HostView, text: &str, volume: Option<u32>) -> Result<(), Failure> {
     let explicit = view.volumes.iter().any(|v| !v.implicit);
     let whole = matches!(verb.iterates, Iterates::Resource | Iterates::Connection | Iterates::Path);
     let name = verb.name;
@@ -282,12 +282,11 @@ fn check_volume_use(verb: &Verb, view: &HostView, volume: Option<u32>) -> Result
         ));
     }
     if verb.one_volume && volume.is_none() && explicit {
-        let resource = &view.resource;
         return Err(Failure::new(
             EXIT_USAGE,
             format!(
                 "{name} requires a specific volume id, but none is specified.\n\
-                 Try '{name} minor-<minor_number>' or '{name} {resource}/<vnr>'"
+                 Try '{name} minor-<minor_number>' or '{name} {text}/<vnr>'"
             ),
         ));
     }

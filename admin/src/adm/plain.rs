@@ -111,7 +111,7 @@ pub fn wait(t: &Target, x: &Exec<'_>, r: &Request) -> Result<i32, Failure> {
         (Some(p), None) => lines::connection(&format!("{}-connection", r.verb), &t.view, p),
         (None, _) => Line::setup([format!("{}-resource", r.verb), name.clone()]),
     };
-    let mut startup = lines::startup(&t.view, r.stacked);
+    let mut startup = lines::startup(&t.view);
     for (option, _) in r.scanned.options.iter() {
         startup.retain(|word| !word.starts_with(&format!("--{option}=")));
     }

@@ -7,10 +7,10 @@ use palisade_conf::dump::DumpOptions;
 use palisade_conf::{Config, HostIdentity};
 
 use super::exec::Exec;
-use super::objects::Target;
+use super::objects::{self, Resolved, Target};
 use super::request::Request;
 use super::site::Site;
-use super::{EXIT_FATAL, EXIT_USAGE, lines, usage};
+use super::{EXIT_FATAL, EXIT_USAGE, lines, usage, verbs};
 use crate::cli::{Failure, command_line, print};
 
 pub fn nop(_: &Site, _: &Exec<'_>, _: &Request) -> Result<i32, Failure> {
@@ -40,10 +40,27 @@ fn dump_as(all: DumpAll, one: DumpOne, site: &Site, request: &Request) -> Result
         print(&all(&site.config, &site.host, options).map_err(invalid)?);
         return Ok(0);
     }
-    for name in &request.objects {
-        print(&one(&site.config, name, &site.host, options).map_err(invalid)?);
+    let mut code = 0;
+    for text in &request.objects {
+        match resource_of(site, request, text) {
+            Ok(name) => print(&one(&site.config, &name, &site.host, options).map_err(invalid)?),
+            Err(failure) => code = code.max(failure.report()),
+        }
     }
-    Ok(0)
+    Ok(code)
+}
+
+/// The resource an object of a dump is about. A name says enough, also where nothing else can be made of
+/// the resource.
+fn resource_of(site: &Site, request: &Request, text: &str) -> Result<String, Failure> {
+    if site.config.resource(text).is_some() {
+        return Ok(text.to_owned());
+    }
+    let Some(verb) = verbs::find(&request.verb) else { return Err(objects::unknown(site, text)) };
+    let mut found = Resolved::default();
+    objects::add_named(verb, site, text, &mut found)?;
+    let target = found.targets.first().ok_or_else(|| objects::unknown(site, text))?;
+    Ok(target.view.resource.clone())
 }
 
 pub fn resources(site: &Site, _: &Exec<'_>, request: &Request) -> Result<i32, Failure> {
@@ -85,14 +102,14 @@ pub fn config_file(target: &Target, _: &Exec<'_>, _: &Request) -> Result<i32, Fa
 }
 
 /// The resource a stacked one lies on.
-pub fn lr_of(target: &Target, _: &Exec<'_>, request: &Request) -> Result<i32, Failure> {
-    if !request.stacked {
-        return Err(Failure::new(EXIT_USAGE, "sh-lower-resource only available in stacked mode"));
+pub fn lr_of(target: &Target, _: &Exec<'_>, _: &Request) -> Result<i32, Failure> {
+    match &target.view.stacked_on {
+        Some(lower) => {
+            print(&format!("{lower}\n"));
+            Ok(0)
+        }
+        None => Err(Failure::new(EXIT_USAGE, "sh-lower-resource only available in stacked mode")),
     }
-    if let Some(lower) = &target.view.stacked_on {
-        print(&format!("{lower}\n"));
-    }
-    Ok(0)
 }
 
 /// Prints a word about each volume.

@@ -22,8 +22,7 @@ pub fn wait_con_int(site: &Site, exec: &Exec<'_>, request: &Request) -> Result<i
     let views = views(site, request.stacked)?;
     let mut waiters = Vec::new();
     for view in &views {
-        let line = Line::setup(["wait-connect-resource", &view.resource])
-            .with(lines::startup(view, request.stacked));
+        let line = Line::setup(["wait-connect-resource", &view.resource]).with(lines::startup(view));
         exec.show_if_asked(&view.resource, &line);
         if !exec.dry_run() {
             waiters.push(spawn(&line)?);
