@@ -5,6 +5,7 @@ mod device;
 mod existing;
 mod gi;
 mod repair;
+mod superblock;
 
 use std::io::Write as _;
 
@@ -40,6 +41,7 @@ const OPTIONS: Accepts = Accepts {
         ("consistent", Takes::Switch),
         ("uptodate", Takes::Switch),
         ("tentative", Takes::Switch),
+        ("output-format", Takes::Value),
     ],
     classes: &[],
     aliases: &[("dry-run", "tentative")],
@@ -68,10 +70,8 @@ const SHORT: &[(&str, &str)] = &[
     ("-B", "--bitmap-block-size"),
     ("-Z", "--effective-size"),
     ("-D", "--diskful-peers"),
+    ("-o", "--output-format"),
 ];
-
-/// Words of the reference that this tool does not have.
-const NOT_YET: &[&str] = &["dump-superblock", "hexdump-superblock"];
 
 /// How a command uses the device.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -92,6 +92,13 @@ const VERBS: &[Verb] = &[
     Verb { name: "show-gi", access: Access::Read, node_id: true, run: gi::show_frame },
     Verb { name: "set-gi", access: Access::Modify, node_id: true, run: gi::set },
     Verb { name: "dump-md", access: Access::Read, node_id: false, run: dump_md },
+    Verb { name: "dump-superblock", access: Access::Read, node_id: false, run: superblock::dump_superblock },
+    Verb {
+        name: "hexdump-superblock",
+        access: Access::Read,
+        node_id: false,
+        run: superblock::hexdump_superblock,
+    },
     Verb { name: "restore-md", access: Access::Modify, node_id: false, run: restore_md },
     Verb { name: "verify-dump", access: Access::Read, node_id: false, run: verify_dump },
     Verb { name: "apply-al", access: Access::Modify, node_id: false, run: apply_al },
@@ -213,9 +220,6 @@ fn run(args: &[String]) -> Result<i32, Failure> {
         kind_of(index).ok_or_else(|| usage_error(format!("'{index}' is not a valid index number.")))?;
     let Some(command) = word(4) else { return Err(usage_error("command missing".to_owned())) };
     let Some(verb) = VERBS.iter().find(|v| v.name == command) else {
-        if NOT_YET.contains(&command) {
-            return Err(crate::setup::unsupported(command));
-        }
         let hint = suggestion(command, VERBS.iter().map(|v| v.name));
         return Err(usage_error(format!("Unknown command '{command}'.{hint}")));
     };
@@ -282,6 +286,9 @@ fn check_options(verb: &Verb, version: Version, scanned: &cli::Scanned) -> Resul
     }
     if name != "repair-md" && scanned.is_set("tentative") {
         return wrong("The --tentative option is only allowed with repair-md".to_owned());
+    }
+    if name != "dump-superblock" && scanned.flag("output-format").is_some() {
+        return wrong("The --output-format option is only allowed with dump-superblock".to_owned());
     }
     match scanned.flag("node-id") {
         Some(_) if !verb.node_id => wrong(format!("The {name} command does not accept the --node-id option")),
