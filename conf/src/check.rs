@@ -15,7 +15,7 @@ use crate::parse::Output;
 
 /// Turns what was parsed into a configuration.
 pub(crate) fn finish(out: Output) -> Result<Config, Error> {
-    Error::check_fatal(out.problems)?;
+    Error::check_fatal(out.problems).map_err(|error| error.after(&out.notices))?;
     let mut config = Config {
         file: out.file,
         global: out.global,
@@ -38,10 +38,10 @@ pub(crate) fn finish(out: Output) -> Result<Config, Error> {
     }
     if let Err(problem) = unique(&config.resources) {
         problems.push(problem);
-        Error::check_fatal(problems.split_off(0))?;
+        return Err(Error::fatal(problems).after(&config.notices));
     }
     addresses(&config.resources, &connections, &mut problems);
-    Error::check(problems)?;
+    Error::check(problems).map_err(|error| error.after(&config.notices))?;
 
     let foreign: BTreeMap<String, Vec<ForeignVolume>> =
         config.resources.iter().map(|resource| (resource.name.clone(), volumes_of(resource))).collect();

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::io::Read;
 
 use palisade_conf::dump::DumpOptions;
-use palisade_conf::{Config, HostIdentity, LoadOptions, MemorySource, MetaDisk, ModuleVersion};
+use palisade_conf::{Config, HostIdentity, LoadOptions, MemorySource, MetaDisk, ModuleVersion, Notice};
 
 type Case = BTreeMap<String, Vec<u8>>;
 
@@ -88,12 +88,12 @@ fn run(case: &Case, node: &str, args: &[&str]) -> Outcome {
     let options =
         LoadOptions { more: &more, already_read: &excluded, module_version: Some(ModuleVersion(9, 2, 0)) };
     let mut outcome = Outcome::default();
+    let told = |notices: &[Notice]| -> Vec<String> {
+        let shown = notices.iter().filter(|n| verbose || !matches!(n, Notice::NoIncludeMatch { .. }));
+        shown.flat_map(|n| n.to_string().lines().map(str::to_owned).collect::<Vec<_>>()).collect()
+    };
     let result = Config::load_with(file, &source, &options).and_then(|config| {
-        for notice in &config.notices {
-            if verbose || !matches!(notice, palisade_conf::Notice::NoIncludeMatch { .. }) {
-                outcome.err.extend(notice.to_string().lines().map(str::to_owned));
-            }
-        }
+        outcome.err.extend(told(&config.notices));
         if command == ["sh-nop"] {
             return config.check(&host).map(|()| String::new());
         }
@@ -110,6 +110,7 @@ fn run(case: &Case, node: &str, args: &[&str]) -> Outcome {
         Ok(dump) => outcome.out = dump.lines().map(str::to_owned).collect(),
         Err(error) => {
             outcome.rc = error.exit_code();
+            outcome.err.extend(told(error.notices()));
             outcome.err.extend(error.to_string().lines().map(str::to_owned));
         }
     }

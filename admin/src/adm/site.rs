@@ -32,6 +32,7 @@ impl Site {
             module_version: Some(pretended_version().unwrap_or(BUNDLED_ENGINE)),
         };
         let invalid = |e: palisade_conf::Error| {
+            tell(e.notices(), request);
             let mut text = format!("{e}{}", did_you_mean(&e));
             if request.verb == "sh-nop" && !e.is_fatal() {
                 text.push_str(&format!("\ncommand sh-nop exited with code {}", e.exit_code()));
@@ -39,11 +40,7 @@ impl Site {
             Failure::new(i32::from(e.exit_code()), text)
         };
         let config = Config::load_with(&file, &FileSource, &options).map_err(invalid)?;
-        for notice in &config.notices {
-            if request.verbose > 0 || !matches!(notice, Notice::NoIncludeMatch { .. }) {
-                eprintln!("{notice}");
-            }
-        }
+        tell(&config.notices, request);
         let host = host();
         // A dump makes its own checks: it also shows what cannot be expanded.
         if !matches!(request.verb.as_str(), "dump" | "dump-xml") {
@@ -53,6 +50,15 @@ impl Site {
             }
         }
         Ok(Self { config, host, file })
+    }
+}
+
+/// Prints remarks about the configuration.
+fn tell(notices: &[Notice], request: &Request) {
+    for notice in notices {
+        if request.verbose > 0 || !matches!(notice, Notice::NoIncludeMatch { .. }) {
+            eprintln!("{notice}");
+        }
     }
 }
 

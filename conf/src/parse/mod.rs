@@ -440,12 +440,7 @@ impl<'a> Parser<'a> {
             _ => return self.expected(EXPECTED, &token),
         };
         self.punct(b':')?;
-        let known = self.out.problems.len();
         let port = self.port()?;
-        // Scripts that count the reference's messages find a bad port of an address twice.
-        if let Some(problem) = self.out.problems.get(known).cloned() {
-            self.out.problems.push(problem);
-        }
         Ok(Address { family, host, port })
     }
 

@@ -19,9 +19,13 @@ pub(super) struct ParsedBody {
     pub template: Option<Arc<Common>>,
 }
 
-/// Accepts implicit volume statements at one level: prefix of the uniqueness keys.
+/// Accepts implicit volume statements at one level.
 struct Statements<'s> {
+    /// Prefix of the uniqueness keys.
     key: &'s str,
+    /// In a host section each may stand once; in a resource a later one replaces an earlier one, but for
+    /// `device`.
+    in_host: bool,
 }
 
 impl Parser<'_> {
@@ -101,7 +105,7 @@ impl Parser<'_> {
                     self.syncer_section(&mut body)?;
                 }
                 "device" | "disk" | "meta-disk" | "flexible-meta-disk" => {
-                    self.implicit(&Statements { key: &key }, &token, &mut body.volumes)?;
+                    self.implicit(&Statements { key: &key, in_host: false }, &token, &mut body.volumes)?;
                 }
                 "volume" => self.volume(&mut body.volumes)?,
                 "connection" => {
@@ -257,11 +261,18 @@ impl Parser<'_> {
                 "address" if floating => return Err(Box::new(Problem::AddressInFloating { at })),
                 "address" => {
                     self.once("address statement", format!("{key}:address"), &at)?;
+                    let known = self.out.problems.len();
                     host.address = Some(self.address()?);
                     self.punct(b';')?;
+                    // A bad port is told once by the address and once by the statement.
+                    if let Some(problem) = self.out.problems.get(known).cloned() {
+                        self.out.problems.push(problem);
+                    }
                 }
                 "proxy" => host.proxy = Some(self.proxy_on()?),
-                "device" => self.implicit(&Statements { key: &key }, &token, &mut host.volumes)?,
+                "device" => {
+                    self.implicit(&Statements { key: &key, in_host: true }, &token, &mut host.volumes)?;
+                }
                 "volume" => self.volume(&mut host.volumes)?,
                 "options" if !stacked => self.resource_options(&mut host.options)?,
                 "disk" if !stacked && self.peek()?.is(b'{') => {
@@ -273,7 +284,7 @@ impl Parser<'_> {
                     volume.has_disk_section = true;
                 }
                 "disk" | "meta-disk" | "flexible-meta-disk" if !stacked => {
-                    self.implicit(&Statements { key: &key }, &token, &mut host.volumes)?;
+                    self.implicit(&Statements { key: &key, in_host: true }, &token, &mut host.volumes)?;
                 }
                 "skip" if !stacked => self.skip()?,
                 _ if stacked => {
@@ -358,24 +369,25 @@ impl Parser<'_> {
         unique: Option<&Statements<'_>>,
         volume: &mut Volume,
     ) -> Parsed<()> {
-        let once = |parser: &mut Self, what: &'static str, name: &str| match unique {
-            Some(statements) => parser.once(what, format!("{}:{name}", statements.key), at),
-            None => Ok(()),
-        };
-        match token.keyword() {
-            "device" => {
-                self.device(volume)?;
-                once(self, "device statement", "device")
-            }
+        let word = token.keyword();
+        let name = if word == "flexible-meta-disk" { "meta-disk" } else { word };
+        if let Some(statements) = unique
+            && (statements.in_host || name == "device")
+        {
+            let what = match name {
+                "device" => "device statement",
+                "disk" => "disk statement",
+                _ => "meta-disk statement",
+            };
+            self.once(what, format!("{}:{name}", statements.key), at)?;
+        }
+        match word {
+            "device" => return self.device(volume),
             "disk" => {
                 volume.disk = Some(self.string("TK_STRING | {")?);
                 self.punct(b';')?;
-                once(self, "disk statement", "disk")
             }
-            "meta-disk" => {
-                volume.meta_disk = Some(self.meta_disk()?);
-                once(self, "meta-disk statement", "meta-disk")
-            }
+            "meta-disk" => volume.meta_disk = Some(self.meta_disk()?),
             _ => {
                 let token = self.next()?;
                 volume.meta_disk = Some(if token.text == "internal" {
@@ -384,9 +396,9 @@ impl Parser<'_> {
                     MetaDisk::Flexible(self.name(token, "TK_STRING")?)
                 });
                 self.punct(b';')?;
-                once(self, "meta-disk statement", "meta-disk")
             }
         }
+        Ok(())
     }
 
     /// `device PATH [minor N];` or `device minor N;`.
