@@ -55,6 +55,10 @@ const BODIES: &[(&str, &str)] = &[
         "c:1: Parse error: 'via | ; ' expected,\n\tbut got 'foo'",
     ),
     ("@ connection { host alpha port 4 foo; }", "c:1: Parse error: 'via | ; ' expected,\n\tbut got 'foo'"),
+    (
+        "on internal { node-id 0; address 198.51.100.11:7001; } on protocol { node-id 1; address 198.51.100.12:7001; }",
+        "accepted",
+    ),
     ("@ connection connection { }", "c:1: Parse error: '{' expected,\n\tbut got 'connection'"),
     ("@ connection 5 { }", "c:1: Parse error: '{' expected,\n\tbut got '5'"),
     (

@@ -236,7 +236,8 @@ impl Parser<'_> {
         let stacked = matches!(host.kind, HostKind::Stacked { .. });
         let floating = matches!(host.kind, HostKind::Floating(_));
         let name = match &host.kind {
-            HostKind::Stacked { lower, .. } => lower.clone(),
+            // A host may have the name of the lower resource.
+            HostKind::Stacked { lower, .. } => format!("stacked-on-top-of {lower}"),
             _ => host.names().first().cloned().unwrap_or_default(),
         };
         let key = format!("{resource}:{name}");
