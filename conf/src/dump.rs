@@ -324,7 +324,7 @@ impl Dump {
         // The reference shows an inherited disk beside a `disk { }` section.
         let show_disk = self.expanded || !from.disk || (in_host && volume.has_disk_section);
         if let (Some(disk), true) = (&volume.disk, show_disk) {
-            self.statement("disk", &quoted_name(disk));
+            self.statement("disk", &format!("{:>3}", quoted_name(disk)));
         }
         if !self.expanded && from.meta_disk {
             return;

@@ -59,6 +59,12 @@ const BODIES: &[(&str, &str)] = &[
         "on internal { node-id 0; address 198.51.100.11:7001; } on protocol { node-id 1; address 198.51.100.12:7001; }",
         "accepted",
     ),
+    (
+        "volume 0 { device minor 1; } device minor 2; disk /a; foo",
+        "c:1: mixing explicit and implicit volumes is not allowed\nc:1: mixing explicit and implicit volumes is not allowed\n\
+         c:1: Parse error: 'protocol | on | disk | net | syncer | startup | handlers | connection | ignore-on | \
+         stacked-on-top-of | skip' expected,\n\tbut got 'foo'",
+    ),
     ("@ connection connection { }", "c:1: Parse error: '{' expected,\n\tbut got 'connection'"),
     ("@ connection 5 { }", "c:1: Parse error: '{' expected,\n\tbut got '5'"),
     (

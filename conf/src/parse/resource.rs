@@ -280,9 +280,10 @@ impl Parser<'_> {
                     self.once("disk section", format!("{key}:disk"), &at)?;
                     let mut options = DiskOptions::default();
                     self.disk_section(DiskLevel::Volume, &mut options, None)?;
-                    let volume = self.implicit_volume(&mut host.volumes, &at)?;
-                    volume.options = options;
-                    volume.has_disk_section = true;
+                    if let Some(volume) = self.implicit_volume(&mut host.volumes, &at) {
+                        volume.options = options;
+                        volume.has_disk_section = true;
+                    }
                 }
                 "disk" | "meta-disk" | "flexible-meta-disk" if !stacked => {
                     self.implicit(&Statements { key: &key, in_host: true }, &token, &mut host.volumes)?;
@@ -303,15 +304,17 @@ impl Parser<'_> {
 
     // ---- volumes ----
 
-    /// The implicit volume 0 of a list.
-    fn implicit_volume<'v>(&self, volumes: &'v mut Vec<Volume>, at: &Loc) -> Parsed<&'v mut Volume> {
+    /// The implicit volume 0 of a list. Where there are numbered ones, the statement is noted as a problem and
+    /// goes nowhere.
+    fn implicit_volume<'v>(&mut self, volumes: &'v mut Vec<Volume>, at: &Loc) -> Option<&'v mut Volume> {
         if volumes.is_empty() {
             volumes.push(Volume::new(at.clone(), 0, true));
         }
-        volumes
-            .iter_mut()
-            .find(|volume| volume.implicit)
-            .ok_or_else(|| Box::new(Problem::MixedVolumes { at: at.clone() }))
+        let found = volumes.iter_mut().find(|volume| volume.implicit);
+        if found.is_none() {
+            self.out.problems.push(Problem::MixedVolumes { at: at.clone() });
+        }
+        found
     }
 
     /// A volume statement outside of any volume section.
@@ -322,10 +325,14 @@ impl Parser<'_> {
         volumes: &mut Vec<Volume>,
     ) -> Parsed<()> {
         let at = self.here();
-        let mut volume = self.implicit_volume(volumes, &at)?.clone();
-        self.volume_statement(token, &at, Some(statements), &mut volume)?;
-        *self.implicit_volume(volumes, &at)? = volume;
-        Ok(())
+        self.at_most(self.out.problems.len(), 1000, "misplaced statements")?;
+        match self.implicit_volume(volumes, &at) {
+            Some(volume) => self.volume_statement(token, &at, Some(statements), volume),
+            None => {
+                let mut nowhere = Volume::new(at.clone(), 0, true);
+                self.volume_statement(token, &at, Some(statements), &mut nowhere)
+            }
+        }
     }
 
     /// `volume N { ... }`.
