@@ -23,7 +23,24 @@ impl Local {
             libc::localtime_r(&raw const seconds, &raw mut tm);
             tm
         };
-        let date = format!(
+        Self { date: Self::date_of(&tm), offset_minutes: tm.tm_gmtoff / 60 }
+    }
+
+    /// `YYYY-MM-DDThh:mm:ssZ` of that many seconds since 1970.
+    pub fn utc(unix_seconds: u64) -> String {
+        let seconds: libc::time_t = libc::time_t::try_from(unix_seconds).unwrap_or(0);
+        // SAFETY: an all-zero `tm` is a valid value; gmtime_r only writes to the `tm` it is given and
+        // reads the two valid references.
+        let tm = unsafe {
+            let mut tm: libc::tm = std::mem::zeroed();
+            libc::gmtime_r(&raw const seconds, &raw mut tm);
+            tm
+        };
+        format!("{}Z", Self::date_of(&tm))
+    }
+
+    fn date_of(tm: &libc::tm) -> String {
+        format!(
             "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}",
             i64::from(tm.tm_year) + 1900,
             tm.tm_mon + 1,
@@ -31,8 +48,7 @@ impl Local {
             tm.tm_hour,
             tm.tm_min,
             tm.tm_sec
-        );
-        Self { date, offset_minutes: tm.tm_gmtoff / 60 }
+        )
     }
 
     /// `YYYY-MM-DDThh:mm:ss.uuuuuu+hh:mm`, as `events2 --timestamps` prints.
@@ -78,5 +94,6 @@ mod tests {
         let l = Local { date: "2026-11-20T16:00:00".into(), offset_minutes: -210 };
         assert_eq!(l.iso(7), "2026-11-20T16:00:00.000007-03:30");
         assert_eq!(l.spaced(), "2026-11-20 16:00:00 -0330");
+        assert_eq!(Local::utc(1_000_000_000), "2001-09-09T01:46:40Z");
     }
 }

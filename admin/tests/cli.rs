@@ -179,7 +179,55 @@ fn adjust_does_the_least_and_nothing_twice() {
     assert_eq!(site.ok("drbdadm -v adjust r0"), "drbdsetup connect r0 1\n");
     site.ok("drbdadm detach r0");
     let attach = site.ok("drbdadm -v adjust r0");
-    assert_eq!(attach.lines().count(), 2, "{attach}");
+    let verbs: Vec<&str> = attach.lines().filter_map(|l| l.split(' ').next_back()).collect();
+    assert_eq!(attach.lines().count(), 3, "{attach}");
+    assert_eq!(verbs.get(..2), Some(["repair-md", "apply-al"].as_slice()), "{attach}");
+}
+
+#[test]
+fn adjust_tells_its_progress_and_names_what_it_would_touch() {
+    let site = Site::new();
+    site.ok("drbdadm create-md r0");
+    assert_eq!(site.ok("drbdadm sh-list-adjustable"), "r0\n");
+    let told = site.ok("drbdadm adjust-with-progress r0");
+    let stages = [
+        "     create res: r0",
+        "   prepare disk: r0",
+        "    prepare net: r0",
+        "    adjust disk: r0",
+        "attempt to connect: r0",
+    ];
+    assert_eq!(told, format!("[\n{}\n]\n", stages.join("\n")));
+    assert_eq!(site.ok("drbdadm sh-list-adjustable"), "");
+    assert_eq!(site.ok("drbdadm adjust-with-progress r0"), "[\n]\n");
+    site.configure("ping-int 3;");
+    assert_eq!(site.ok("drbdadm sh-list-adjustable"), "r0\n");
+    assert_eq!(site.ok("drbdadm -d adjust-with-progress r0").lines().count(), 1);
+}
+
+#[test]
+fn a_stage_that_fails_is_told_and_the_next_ones_go_on() {
+    let site = Site::new();
+    let (code, told, err) = site.run("drbdadm adjust-with-progress r0");
+    assert_eq!((code, err.as_str()), (1, ""));
+    assert!(told.contains("    adjust disk: r0:failed(attach:1)\n"), "{told}");
+    assert!(told.ends_with("attempt to connect: r0\n]\n"), "{told}");
+}
+
+#[test]
+fn waiting_with_a_way_out_ends_when_its_waiters_do() {
+    let site = Site::new();
+    site.up();
+    std::fs::write(
+        site.path("drbd.conf"),
+        std::fs::read_to_string(site.path("drbd.conf"))
+            .unwrap()
+            .replace("handlers", "startup { wfc-timeout 1; } handlers"),
+    )
+    .unwrap();
+    assert_eq!(site.ok("drbdadm -d wait-con-int"), "drbdsetup wait-connect-resource r0 --wfc-timeout=1\n");
+    let dots = site.ok("drbdadm wait-con-int");
+    assert!(!dots.is_empty() && dots.chars().all(|c| c == '.'), "{dots}");
 }
 
 #[test]
@@ -296,12 +344,25 @@ fn mistakes_get_a_clear_sentence() {
     );
     let (code, _, err) = site.run("drbdsetup new-peer r0 1 --protocl=C");
     assert_eq!((code, err.as_str()), (20, "unrecognized option '--protocl'. Did you mean 'protocol'?\n"));
+    for (line, code, sentence) in [
+        ("drbdadm proxy-up r0", 10, "There is no proxy config for the peer in resource r0.\n"),
+        ("drbdadm attach r0/x", 20, "x is not a valid number\n"),
+        ("drbdadm primary r0 r0", 1, "USAGE_BUG: r0 would enable an already enabled connection\n"),
+        ("drbdadm disconnect r0:beta r0", 1, "USAGE_BUG: r0 would enable an already enabled connection\n"),
+        ("drbdadm 1:2 primary r0", 1, "drbdadm: the primary command takes no word '1:2' for the back end\n"),
+        (
+            "drbdadm up r0:gamma",
+            1,
+            "Not a valid connection (r0:gamma) for this host\n'r0:gamma' unexpected ctx_by_* result r=-2\n",
+        ),
+    ] {
+        let (got, _, err) = site.run(line);
+        assert_eq!((got, err.as_str()), (code, sentence), "{line}");
+    }
     site.configure("ping-itn 3;");
     let (code, _, err) = site.run("drbdadm up r0");
     assert_eq!(code, 10);
     assert!(err.contains("drbd.conf:5: ") && err.ends_with("Did you mean 'ping-int'?\n"), "{err}");
-    let (code, _, err) = site.run("drbdadm proxy-up r0");
-    assert_eq!((code, err.as_str()), (20, "not supported by the bundled engine yet: proxy-up\n"));
 }
 
 #[test]

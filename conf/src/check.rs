@@ -15,7 +15,7 @@ use crate::parse::Output;
 
 /// Turns what was parsed into a configuration.
 pub(crate) fn finish(out: Output) -> Result<Config, Error> {
-    Error::check(out.problems)?;
+    Error::check_fatal(out.problems).map_err(|error| error.after(&out.notices))?;
     let mut config = Config {
         file: out.file,
         global: out.global,
@@ -38,14 +38,18 @@ pub(crate) fn finish(out: Output) -> Result<Config, Error> {
     }
     if let Err(problem) = unique(&config.resources) {
         problems.push(problem);
+        return Err(Error::fatal(problems).after(&config.notices));
     }
     addresses(&config.resources, &connections, &mut problems);
-    Error::check(problems)?;
+    Error::check(problems).map_err(|error| error.after(&config.notices))?;
 
     let foreign: BTreeMap<String, Vec<ForeignVolume>> =
         config.resources.iter().map(|resource| (resource.name.clone(), volumes_of(resource))).collect();
     for (resource, connections) in config.resources.iter_mut().zip(connections) {
-        resource.expanded = expand::expand(resource, config.common.as_ref(), connections);
+        resource.expanded = expand::expand(resource, config.common.as_ref(), connections.clone());
+        resource.connections = connections;
+        resource.numbered_links =
+            config.global.as_ref().is_some_and(|global| global.is_set("udev-always-use-vnr"));
         resource.foreign = named_resources(resource)
             .into_iter()
             .filter_map(|name| foreign.get(&name).map(|volumes| (name, volumes.clone())))
@@ -217,7 +221,6 @@ fn resolve_connections(
                     Err(problem) => problems.push(*problem),
                 }
             }
-            out.implicit = false;
         }
         connections.push(resolved);
     }
@@ -282,7 +285,7 @@ fn implicit_connection(at: &Loc, ends: [(usize, &Host); 2], net: OptionList) -> 
     Connection {
         at: at.clone(),
         implicit: true,
-        paths: vec![ConnectionPath { at: at.clone(), implicit: false, endpoints }],
+        paths: vec![ConnectionPath { at: at.clone(), implicit: true, endpoints }],
         net,
         disk: OptionList::default(),
         volumes: Vec::new(),

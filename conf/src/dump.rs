@@ -23,19 +23,10 @@ impl Config {
     /// The whole configuration as seen on `host`: head line, `global`, `common`, resources.
     ///
     /// # Errors
-    /// What [`Resource::command_checks`] finds in any resource, and what keeps a resource from being
-    /// expanded.
+    /// What [`Resource::command_checks`] and [`Resource::check_address`] find in any resource, and what
+    /// keeps a resource from being expanded.
     pub fn dump(&self, host: &HostIdentity, options: DumpOptions) -> Result<String, Error> {
-        let mut problems = Vec::new();
-        for resource in &self.resources {
-            if let Err(error) = resource.command_checks(host) {
-                problems.extend(error.problems().iter().cloned());
-            }
-            if let (true, Err(error)) = (options.expanded, &resource.expanded) {
-                problems.extend(error.problems().iter().cloned());
-            }
-        }
-        Error::check(problems)?;
+        self.check_for_dump(host, options)?;
         let mut out = Dump::default();
         out.line(&format!("# {}", self.file()));
         if let Some(global) = &self.global {
@@ -60,15 +51,40 @@ impl Config {
         host: &HostIdentity,
         options: DumpOptions,
     ) -> Result<String, Error> {
+        let mut out = Dump::default();
+        out.resource(self.resource_for_dump(name, host)?, host, options)?;
+        Ok(out.text)
+    }
+
+    /// What keeps the whole configuration from being dumped, the addresses of this host included.
+    pub(crate) fn check_for_dump(&self, host: &HostIdentity, options: DumpOptions) -> Result<(), Error> {
+        let mut problems = Vec::new();
+        let mut check = |result: Result<(), Error>| {
+            problems.extend(result.err().iter().flat_map(Error::problems).cloned());
+        };
+        for resource in &self.resources {
+            check(resource.command_checks(host));
+            if options.expanded {
+                check(resource.expanded.as_ref().map(|_| ()).map_err(Clone::clone));
+            }
+            if !self.ip_verification_disabled() {
+                check(resource.check_address(host));
+            }
+        }
+        Error::check(problems)
+    }
+
+    pub(crate) fn resource_for_dump(&self, name: &str, host: &HostIdentity) -> Result<&Resource, Error> {
         let missing = || Problem::NotDefinedHere { resource: name.to_owned() };
         let resource = self.resource(name).ok_or_else(missing)?;
         resource.command_checks(host)?;
         if resource.is_ignored(host) {
             return Err(missing().into());
         }
-        let mut out = Dump::default();
-        out.resource(resource, host, options)?;
-        Ok(out.text)
+        if !self.ip_verification_disabled() {
+            resource.check_address(host)?;
+        }
+        Ok(resource)
     }
 }
 
@@ -308,7 +324,7 @@ impl Dump {
         // The reference shows an inherited disk beside a `disk { }` section.
         let show_disk = self.expanded || !from.disk || (in_host && volume.has_disk_section);
         if let (Some(disk), true) = (&volume.disk, show_disk) {
-            self.statement("disk", &quoted_name(disk));
+            self.statement("disk", &format!("{:>3}", quoted_name(disk)));
         }
         if !self.expanded && from.meta_disk {
             return;

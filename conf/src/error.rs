@@ -303,17 +303,46 @@ pub enum Notice {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Error {
     problems: Vec<Problem>,
+    fatal: bool,
+    notices: Vec<Notice>,
 }
 
 impl Error {
     pub(crate) fn check(problems: Vec<Problem>) -> Result<(), Self> {
-        if problems.is_empty() { Ok(()) } else { Err(Self { problems }) }
+        if problems.is_empty() { Ok(()) } else { Err(Self { problems, fatal: false, notices: Vec::new() }) }
+    }
+
+    /// Like [`Error::check`] where the last problem ended reading.
+    pub(crate) fn check_fatal(problems: Vec<Problem>) -> Result<(), Self> {
+        if problems.is_empty() { Ok(()) } else { Err(Self::fatal(problems)) }
+    }
+
+    /// Problems of which the last ended reading.
+    pub(crate) fn fatal(problems: Vec<Problem>) -> Self {
+        Self { problems, fatal: true, notices: Vec::new() }
+    }
+
+    /// With the remarks made before the problems were found.
+    pub(crate) fn after(self, notices: &[Notice]) -> Self {
+        Self { notices: notices.to_vec(), ..self }
+    }
+
+    /// Remarks made before the problems were found; the caller prints them first.
+    #[must_use]
+    pub fn notices(&self) -> &[Notice] {
+        &self.notices
     }
 
     /// The problems.
     #[must_use]
     pub fn problems(&self) -> &[Problem] {
         &self.problems
+    }
+
+    /// Whether the last problem ended reading, so that there may be more behind it.
+    #[must_use]
+    pub fn is_fatal(&self) -> bool {
+        self.fatal
     }
 
     /// The exit code `drbdadm` ends with: 10 invalid configuration, 20 unreadable file, 1 bad name
@@ -340,7 +369,7 @@ impl Error {
 
 impl From<Problem> for Error {
     fn from(problem: Problem) -> Self {
-        Self { problems: vec![problem] }
+        Self::fatal(vec![problem])
     }
 }
 

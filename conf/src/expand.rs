@@ -96,6 +96,7 @@ pub(crate) fn expand(
     body.connections = connections;
     for connection in &mut body.connections {
         inherit.list(&mut connection.net, &body.net);
+        connection.paths.iter_mut().for_each(|path| path.implicit = false);
         for endpoint in connection.paths.iter_mut().flat_map(|path| &mut path.endpoints) {
             if let Some(proxy) = &mut endpoint.proxy {
                 inherit.proxy(&mut proxy.options, &body.proxy);

@@ -241,7 +241,8 @@ fn ipv6_length(text: &[u8]) -> usize {
     best
 }
 
-/// Words that are never names unless quoted.
+/// Words that are never names unless quoted. `internal`, `protocol`, `plugin` and the words of `startup` are
+/// known by their place only.
 const KEYWORDS: &[&str] = &[
     "global",
     "common",
@@ -276,14 +277,11 @@ const KEYWORDS: &[&str] = &[
     "outside",
     "outside-address",
     "minor",
-    "internal",
     "ipv4",
     "ipv6",
     "sdp",
     "ssocks",
     "sci",
-    "protocol",
-    "plugin",
     "udev-always-use-vnr",
     "disable-ip-verification",
     "minor-count",
@@ -295,8 +293,6 @@ const KEYWORDS: &[&str] = &[
     "yes",
     "no",
     "ask",
-    "stacked-timeouts",
-    "become-primary-on",
     "tiebreaker",
     "_this_host",
     "_remote_host",

@@ -20,8 +20,10 @@ mod lexer;
 pub mod model;
 pub mod options;
 mod parse;
+mod proxies;
 pub mod source;
 pub mod view;
+mod xml;
 
 pub use error::{Error, Loc, Notice, Problem};
 pub use model::{
@@ -29,6 +31,7 @@ pub use model::{
     hostnames_equal,
 };
 pub use parse::ModuleVersion;
+pub use proxies::ProxyView;
 pub use source::{FileSource, MemorySource, Source};
 pub use view::{HostIdentity, HostView};
 
@@ -106,7 +109,7 @@ impl Config {
     pub fn parse_running(text: &str) -> Result<Vec<Resource>, Error> {
         let source = MemorySource::new().with("drbdsetup show", text);
         let out = parse::Parser::run(&source, "drbdsetup show", &LoadOptions::default())?;
-        Error::check(out.problems)?;
+        Error::check_fatal(out.problems)?;
         Ok(out.resources)
     }
 }

@@ -70,6 +70,10 @@ pub struct Resource {
     pub body: Body,
     /// Replaces the common section for this resource.
     pub template: Option<Arc<Common>>,
+    /// Links of volumes carry the volume number even where there is no `volume` section.
+    pub(crate) numbered_links: bool,
+    /// All connections, those of meshes and the implicit one included, with hosts and addresses known.
+    pub(crate) connections: Vec<Connection>,
     /// Everything inherited and every connection made explicit; an error if that cannot be done, which
     /// stops all commands but a plain dump.
     pub(crate) expanded: Result<Body, Error>,

@@ -106,7 +106,12 @@ impl MemorySource {
 
 impl Source for MemorySource {
     fn read(&self, path: &str) -> io::Result<Vec<u8>> {
-        self.files.get(path).cloned().ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))
+        let is_folder = || path == "." || self.files.keys().any(|name| name.starts_with(&format!("{path}/")));
+        match self.files.get(path) {
+            Some(text) => Ok(text.clone()),
+            None if is_folder() => Err(io::Error::from(io::ErrorKind::IsADirectory)),
+            None => Err(io::Error::from(io::ErrorKind::NotFound)),
+        }
     }
 
     fn glob(&self, pattern: &str) -> Vec<String> {

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use crate::check::resync_after;
-use crate::error::{Error, Problem};
+use crate::error::{Error, Loc, Problem};
 use crate::model::{
     Address, Body, Connection, Endpoint, ForeignVolume, Host, HostKind, MetaDisk, Proxy, Resource, Volume,
     hostnames_equal,
@@ -44,6 +44,8 @@ impl HostIdentity {
 pub struct HostView {
     /// Name of the resource.
     pub resource: String,
+    /// Where it is defined, with the canonical name of the file.
+    pub at: Loc,
     /// Names this host's section is for.
     pub host_names: Vec<String>,
     /// Own node id.
@@ -77,8 +79,10 @@ pub struct VolumeView {
     pub disk: Option<String>,
     /// Where its metadata are; none for a diskless volume.
     pub meta_disk: Option<MetaDisk>,
-    /// Made without a `volume` section: its udev link has no number.
+    /// Made without a `volume` section.
     pub implicit: bool,
+    /// Its link by resource name carries the volume number.
+    pub has_numbered_link: bool,
     /// Options for attaching; `resync-after` holds a minor or is left out, see
     /// [`Resource::resync_after_problems`].
     pub attach_options: OptionList,
@@ -155,13 +159,23 @@ impl Resource {
     /// Whether this host only runs a proxy of the resource.
     #[must_use]
     pub fn is_proxy_node(&self, me: &HostIdentity) -> bool {
+        let named = self.proxy_hosts().any(|name| hostnames_equal(name, &me.name));
+        named && self.own_section(me).is_none()
+    }
+
+    /// Whether any of its connections passes through a proxy.
+    #[must_use]
+    pub fn has_proxies(&self) -> bool {
+        self.proxy_hosts().next().is_some()
+    }
+
+    fn proxy_hosts(&self) -> impl Iterator<Item = &String> {
         let endpoints = self.body.connections.iter().flat_map(|connection| &connection.paths);
         let proxies = endpoints
             .flat_map(|path| &path.endpoints)
             .filter_map(|endpoint| endpoint.proxy.as_ref())
             .chain(self.body.hosts.iter().filter_map(|host| host.proxy.as_ref()));
-        let named = proxies.flat_map(|proxy| &proxy.hosts).any(|name| hostnames_equal(name, &me.name));
-        named && self.own_section(me).is_none()
+        proxies.flat_map(|proxy| &proxy.hosts)
     }
 
     /// Whether the resource lies on top of another one.
@@ -270,6 +284,7 @@ impl Resource {
         };
         Ok(HostView {
             resource: self.name.clone(),
+            at: self.at.resolved(),
             host_names: host.names(),
             node_id: self.id_of(host)?,
             volumes: host.volumes.iter().filter_map(|volume| self.volume(volume, host, me)).collect(),
@@ -292,6 +307,12 @@ impl Resource {
             }
             .into()
         })
+    }
+
+    /// The device under a volume of a stacked resource.
+    pub(crate) fn lower_device(&self, lower: &str, vnr: u32) -> Option<&str> {
+        let volume = self.foreign.get(lower)?.iter().find(|volume| volume.vnr == vnr)?;
+        Some(&volume.device)
     }
 
     /// Volumes of another resource on this host.
@@ -327,6 +348,7 @@ impl Resource {
             meta_disk: volume.meta_disk.clone().filter(|_| disk.is_some()),
             disk,
             implicit: volume.implicit,
+            has_numbered_link: !volume.implicit || self.numbered_links,
             attach_options,
             device_options: volume.options.device.deduplicated(),
         })

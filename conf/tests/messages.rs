@@ -50,6 +50,48 @@ const BODIES: &[(&str, &str)] = &[
         "@ connection { path { host alpha; host beta; host alpha; } }",
         "c:1: only two 'host' keywords per path allowed",
     ),
+    (
+        "@ connection { host alpha address 198.51.100.11:4 foo; }",
+        "c:1: Parse error: 'via | ; ' expected,\n\tbut got 'foo'",
+    ),
+    ("@ connection { host alpha port 4 foo; }", "c:1: Parse error: 'via | ; ' expected,\n\tbut got 'foo'"),
+    (
+        "on internal { node-id 0; address 198.51.100.11:7001; } on protocol { node-id 1; address 198.51.100.12:7001; }",
+        "accepted",
+    ),
+    (
+        "volume 0 { device minor 1; } device minor 2; disk /a; foo",
+        "c:1: mixing explicit and implicit volumes is not allowed\nc:1: mixing explicit and implicit volumes is not allowed\n\
+         c:1: Parse error: 'protocol | on | disk | net | syncer | startup | handlers | connection | ignore-on | \
+         stacked-on-top-of | skip' expected,\n\tbut got 'foo'",
+    ),
+    ("@ connection connection { }", "c:1: Parse error: '{' expected,\n\tbut got 'connection'"),
+    ("@ connection 5 { }", "c:1: Parse error: '{' expected,\n\tbut got '5'"),
+    (
+        "@ connection { } foo",
+        "c:1: connection without a single path (maybe empty?) not allowed\n\
+         c:1: Parse error: 'protocol | on | disk | net | syncer | startup | handlers | connection | ignore-on | \
+         stacked-on-top-of | skip' expected,\n\tbut got 'foo'",
+    ),
+    (
+        "@ device device;",
+        "c:1: conflicting use of device statement 'x:device' ...\nc:1: device statement 'x:device' first used here.",
+    ),
+    ("@ disk /dev/vg/y; meta-disk /dev/vg/m; flexible-meta-disk internal;", "accepted"),
+    (
+        "on alpha { disk /dev/a; disk 5; }",
+        "c:1: conflicting use of disk statement 'x:alpha:disk' ...\nc:1: disk statement 'x:alpha:disk' first used here.",
+    ),
+    (
+        "on alpha { address 198.51.100.11:70000; foo }",
+        "c:1: port 70000 => 70000 out of range [1..65535].\nc:1: port 70000 => 70000 out of range [1..65535].\n\
+         c:1: Parse error: 'disk | device | address | meta-disk | flexible-meta-disk | node-id | skip' expected,\n\
+         \tbut got 'foo'",
+    ),
+    (
+        "@ connection { host alpha address 198.51.100.11:70000; host beta; }",
+        "c:1: port 70000 => 70000 out of range [1..65535].",
+    ),
     ("@ connection-mesh { foo; }", "c:1: Parse error: 'hosts | net | }' expected,\n\tbut got 'foo'"),
     ("@ connection-mesh { net { } net { } }", "c:1: only one 'net' section allowed"),
     ("@ connection-mesh { hosts ; }", "c:1: Parse error: 'TK_STRING' expected,\n\tbut got ';'"),

@@ -55,23 +55,23 @@ fn dump(source: &MemorySource, expanded: bool) -> Option<String> {
     Some(text.replace("global {\n}\n\n", ""))
 }
 
-/// The reference's own format loses the volumes of stacked sections and leaves a lone semicolon after
-/// endpoints named by address; such dumps cannot be read again by anyone.
-fn readable(dump: &str) -> bool {
-    !dump.contains("\n;\n") && !dump.contains("stacked-on-top-of")
+/// The reference's plain format loses the volumes of stacked sections: only the expanded dump can be read
+/// again, and has to be dumped expanded again.
+fn loses_volumes(dump: &str) -> bool {
+    dump.contains("stacked-on-top-of")
 }
 
 fn fixpoint(case: &str, input: &[u8]) -> Result<(), TestCaseError> {
     for expanded in [false, true] {
         let Some(first) = dump(&source(case, input), expanded) else { continue };
-        if !readable(&first) {
+        if loses_volumes(&first) && !expanded {
             continue;
         }
         let again = source(case, first.as_bytes());
         if let Err(error) = Config::load("input.conf", &again) {
             return Err(TestCaseError::fail(format!("the dump does not load: {error}\n{first}")));
         }
-        prop_assert_eq!(dump(&again, false), Some(first));
+        prop_assert_eq!(dump(&again, loses_volumes(&first)), Some(first));
     }
     Ok(())
 }

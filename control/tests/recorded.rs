@@ -2,6 +2,7 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use palisade_control::render::{TextOptions, status_json, status_text};
 use palisade_control::{Kernel, ResourceStatus};
@@ -32,6 +33,10 @@ fn sections(dir: &str) -> Vec<(String, String, Option<String>)> {
 
 /// Reads a text with the reader for 8.4, through a fake `drbdsetup`.
 fn read_text(text: &str) -> Vec<ResourceStatus> {
+    // A program that another thread is just starting holds the script open for writing for a moment, and
+    // then nobody can run it.
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("out"), text).unwrap();
     std::fs::write(dir.path().join("proc"), "version: 8.4.11 (api:1/proto:86-101)\n").unwrap();

@@ -1,60 +1,122 @@
-//! `adjust`: the least commands from what runs to what is configured (`spec/cli.md` §5).
+//! `adjust`: the least commands from what runs to what is configured (`spec/cli.md` §5). It never takes
+//! down a connection that works before the ones that can connect have done so.
 
-use std::collections::BTreeSet;
-use std::rc::Rc;
-
+use palisade_conf::ProxyView;
 use palisade_conf::options::{self, Class, OptionList};
-use palisade_conf::view::{HostView, PeerView, VolumeView};
+use palisade_conf::view::{PeerView, VolumeView};
 use palisade_control::{
     ConnectionState, MetaIndex, Options, RunningConnection, RunningResource, RunningVolume,
 };
 
 use super::bring_up::{Parts, Queue, Stage, Work, add_peer, attach, connect, everything};
 use super::exec::{Exec, Line};
-use super::objects::Target;
+use super::objects::{Resolved, Scope, resolve};
+use super::request::Request;
 use super::running::{canonical, endpoint, running};
-use super::{Request, lines};
-use crate::cli::Failure;
+use super::site::Site;
+use super::{lines, proxy, verbs};
+use crate::cli::{Failure, print};
 
 /// Net options that cannot change while the connection exists.
 const NET_FIXED: &[&str] = &["transport", "load-balance-paths"];
 
-pub fn adjust(targets: &[Target], exec: &Exec<'_>, request: &Request) -> Result<i32, Failure> {
+/// What is to be done.
+#[derive(Default)]
+struct Plan {
+    queue: Queue,
+    late: Vec<Late>,
+}
+
+pub fn adjust(site: &Site, found: &Resolved, exec: &Exec<'_>, request: &Request) -> Result<i32, Failure> {
+    plan(site, found, exec, request)?.run(exec, Queue::run)
+}
+
+/// As [`adjust`], with stages and resources told instead of errors.
+pub fn adjust_with_progress(
+    site: &Site,
+    found: &Resolved,
+    exec: &Exec<'_>,
+    request: &Request,
+) -> Result<i32, Failure> {
+    let tells = request.verbose == 0 && !request.dry_run;
+    let run = if tells { Queue::run_with_progress } else { Queue::run };
+    plan(site, found, exec, request)?.run(exec, run)
+}
+
+/// `sh-list-adjustable`: the resources that `adjust` would do something about.
+pub fn list(site: &Site, exec: &Exec<'_>, request: &Request) -> Result<i32, Failure> {
+    let Some(verb) = verbs::find("adjust") else { return Ok(super::EXIT_USAGE) };
+    let found = resolve(verb, site, request)?;
+    let plan = plan(site, &found, exec, request)?;
+    let mut names = plan.queue.resources();
+    for late in plan.late {
+        if !names.contains(&late.resource) {
+            names.push(late.resource);
+        }
+    }
+    print(&names.iter().map(|name| format!("{name}\n")).collect::<String>());
+    Ok(found.code)
+}
+
+fn plan(site: &Site, found: &Resolved, exec: &Exec<'_>, request: &Request) -> Result<Plan, Failure> {
     let parts =
         Parts { disk: !request.scanned.is_set("skip-disk"), net: !request.scanned.is_set("skip-net") };
-    let mut queue = Queue::default();
-    let mut late = Vec::new();
-    let mut seen = BTreeSet::new();
-    for target in targets.iter().filter(|t| seen.insert(t.view.resource.clone())) {
-        match running(&target.view.resource)? {
-            None => everything(&mut queue, &target.view, request, parts),
-            Some(running) => {
-                let adjuster = Adjuster { view: &target.view, running: &running, request, parts };
-                adjuster.all(&mut queue, &mut late);
-            }
+    let proxies = |name: &str| match site.config.resource(name) {
+        Some(resource) if parts.net => {
+            resource.proxies(&site.host).map_err(|e| Failure::new(i32::from(e.exit_code()), e.to_string()))
+        }
+        _ => Ok(Vec::new()),
+    };
+    let mut plan = Plan::default();
+    for scope in &Scope::of(&found.targets) {
+        let name = &scope.view.resource;
+        match running(name)? {
+            None => everything(&mut plan.queue, scope, request, parts),
+            Some(running) => Adjuster { scope, running: &running, request, parts }.all(&mut plan),
+        }
+        let named = |proxy: &ProxyView| proxy.peer_node_id.is_none_or(|id| scope.has_peer(id));
+        for proxy in proxies(name)?.iter().filter(|proxy| named(proxy)) {
+            adjust_proxy(&mut plan.queue, proxy, exec)?;
         }
     }
-    let mut connecting = queue.resources_in(Stage::Connect);
-    let code = queue.run(exec);
-    if code != 0 {
-        return Ok(code);
-    }
-    // A connection that works is dropped only after what can connect has connected again, so that a
-    // resource is never without all its peers at once.
-    for Late { resource, wait, queue } in late {
-        if let Some(wait) = wait.filter(|_| connecting.contains(&resource)) {
-            let code = exec.run_quietly(&resource, &wait);
-            if code != 0 && code != EXIT_WAIT_TIMEOUT {
-                return Ok(code);
-            }
+    for name in &found.proxy_nodes {
+        for proxy in &proxies(name)? {
+            adjust_proxy(&mut plan.queue, proxy, exec)?;
         }
-        let code = queue.run(exec);
+    }
+    Ok(plan)
+}
+
+fn adjust_proxy(queue: &mut Queue, proxy: &ProxyView, exec: &Exec<'_>) -> Result<(), Failure> {
+    let lines = proxy::adjust(proxy, exec)?;
+    queue.push(Stage::NewPeer, &proxy.resource, Work::Chain(lines));
+    Ok(())
+}
+
+impl Plan {
+    fn run(self, exec: &Exec<'_>, run: fn(Queue, &Exec<'_>) -> i32) -> Result<i32, Failure> {
+        let mut connecting = self.queue.resources_in(Stage::Connect);
+        let code = run(self.queue, exec);
         if code != 0 {
             return Ok(code);
         }
-        connecting.insert(resource);
+        // A connection that works is dropped only after what can connect has connected again, so that a
+        // resource is never without all its peers at once.
+        for Late { resource, wait, queue } in self.late {
+            if let Some(wait) = wait.filter(|_| connecting.contains(&resource)) {
+                let code = exec.run_quietly(&resource, &wait);
+                if code != 0 && code != EXIT_WAIT_TIMEOUT {
+                    return Ok(code);
+                }
+            }
+            let code = run(queue, exec);
+            if code != 0 {
+                return Ok(code);
+            }
+            connecting.insert(resource);
+        }
+        Ok(0)
     }
-    Ok(0)
 }
 
 /// Result of a wait that ran out: reason enough to go on.
@@ -69,21 +131,22 @@ struct Late {
 }
 
 struct Adjuster<'a> {
-    view: &'a Rc<HostView>,
+    scope: &'a Scope,
     running: &'a RunningResource,
     request: &'a Request,
     parts: Parts,
 }
 
 impl Adjuster<'_> {
-    fn all(&self, queue: &mut Queue, late: &mut Vec<Late>) {
-        let name = &self.view.resource;
-        if differ(Class::Resource, &self.view.options, &self.running.options, &[]) {
+    fn all(&self, plan: &mut Plan) {
+        let queue = &mut plan.queue;
+        let name = self.name();
+        if differ(Class::Resource, &self.scope.view.options, &self.running.options, &[]) {
             let line = Line::setup(["resource-options", name, "--set-defaults"]);
-            queue.line(Stage::ResourceOptions, name, line.with(lines::options(&self.view.options)));
+            queue.line(Stage::ResourceOptions, name, line.with(lines::options(&self.scope.view.options)));
         }
         let file = self.request.config_file.as_deref().unwrap_or_default();
-        let wanted = lines::handlers(self.view, file);
+        let wanted = lines::handlers(&self.scope.view, file);
         if let palisade_control::Command::Handlers { handlers, .. } = &wanted
             && *handlers != self.running.handlers
         {
@@ -91,21 +154,26 @@ impl Adjuster<'_> {
         }
         if self.parts.disk {
             for gone in &self.running.volumes {
-                if !self.view.volumes.iter().any(|v| v.vnr == u32::from(gone.volume)) {
+                let vnr = u32::from(gone.volume);
+                if self.scope.has_volume(vnr) && !self.scope.view.volumes.iter().any(|v| v.vnr == vnr) {
                     self.remove_volume(queue, gone);
                 }
             }
         }
-        for volume in &self.view.volumes {
+        for volume in self.scope.volumes() {
             self.volume(queue, volume);
         }
         if self.parts.net {
-            self.connections(queue, late);
+            self.connections(plan);
         }
     }
 
+    fn name(&self) -> &str {
+        &self.scope.view.resource
+    }
+
     fn remove_volume(&self, queue: &mut Queue, gone: &RunningVolume) {
-        let name = &self.view.resource;
+        let name = self.name();
         if gone.backing.is_some() {
             self.detach(queue, gone.minor);
         }
@@ -114,17 +182,23 @@ impl Adjuster<'_> {
 
     fn detach(&self, queue: &mut Queue, minor: u32) {
         let line = Line::setup(["detach", "--diskless", &minor.to_string()]);
-        queue.line(Stage::PrepareDisk, &self.view.resource, line);
+        queue.line(Stage::PrepareDisk, self.name(), line);
+    }
+
+    /// The volume as it runs, unless it will be made anew.
+    fn kept(&self, vnr: u32) -> Option<&RunningVolume> {
+        let wanted = self.scope.view.volumes.iter().find(|v| v.vnr == vnr)?;
+        let runs = self.running.volumes.iter().find(|v| u32::from(v.volume) == vnr)?;
+        (runs.minor == wanted.minor || !self.parts.disk).then_some(runs)
     }
 
     fn volume(&self, queue: &mut Queue, wanted: &VolumeView) {
-        let name = &self.view.resource;
-        let runs = self.running.volumes.iter().find(|v| u32::from(v.volume) == wanted.vnr);
-        let Some(runs) = runs.filter(|v| v.minor == wanted.minor) else {
-            if let Some(other) = runs {
+        let name = self.name();
+        let Some(runs) = self.kept(wanted.vnr) else {
+            if let Some(other) = self.running.volumes.iter().find(|v| u32::from(v.volume) == wanted.vnr) {
                 self.remove_volume(queue, other);
             }
-            queue.line(Stage::NewMinor, name, lines::new_minor(self.view, wanted));
+            queue.line(Stage::NewMinor, name, lines::new_minor(&self.scope.view, wanted));
             if self.parts.disk && wanted.disk.is_some() {
                 attach(queue, name, wanted);
             }
@@ -136,17 +210,14 @@ impl Adjuster<'_> {
         match (&runs.backing, &wanted.disk) {
             (None, None) => {}
             (None, Some(_)) => attach(queue, name, wanted),
-            (Some(_), None) => {
-                let line = Line::setup(["detach", &wanted.minor.to_string()]);
-                queue.line(Stage::PrepareDisk, name, line);
-            }
+            (Some(_), None) => self.detach(queue, wanted.minor),
             (Some(_), Some(_)) => self.attached(queue, wanted, runs),
         }
     }
 
     fn attached(&self, queue: &mut Queue, wanted: &VolumeView, runs: &RunningVolume) {
         let (Some(backing), Some(disk)) = (&runs.backing, &wanted.disk) else { return };
-        let name = &self.view.resource;
+        let name = self.name();
         let minor = wanted.minor.to_string();
         let (meta, _) = lines::meta_device(wanted);
         let internal = matches!(wanted.meta_disk, None | Some(palisade_conf::MetaDisk::Internal));
@@ -159,36 +230,39 @@ impl Adjuster<'_> {
         }
         let options = &wanted.attach_options;
         if differ_in(Class::Attach, "size", options, &backing.options) {
-            let size = options.value("size").map(|s| format!("--size={s}"));
-            let resize = Line::setup(["resize", &minor]).with(size);
-            let chain = vec![resize, Line::setup(["check-resize", &minor])];
-            queue.push(Stage::Attach, name, Work::Chain(chain));
+            let chain = lines::resize(wanted, options.value("size"));
+            queue.push(Stage::Attach, name, Work::Chain(chain.to_vec()));
         }
         if differ(Class::Attach, options, &backing.options, &["size"]) {
             let mut rest = options.clone();
             rest.remove("size");
             let line = Line::setup(["disk-options", &minor, "--set-defaults"]).with(lines::options(&rest));
-            queue.line(Stage::Attach, name, line);
+            // Peers that get a bitmap have to find it when they are made.
+            let gets_bitmap = differ_in(Class::Attach, "bitmap", options, &backing.options)
+                && options.value("bitmap") != Some("no");
+            let stage = if gets_bitmap { Stage::NewMinor } else { Stage::Attach };
+            queue.line(stage, name, line);
         }
     }
 
-    fn connections(&self, queue: &mut Queue, late: &mut Vec<Late>) {
-        let name = &self.view.resource;
+    fn connections(&self, Plan { queue, late }: &mut Plan) {
+        let name = self.name();
         for gone in &self.running.connections {
-            if !self.view.peers.iter().any(|p| p.node_id == u32::from(gone.peer_node_id)) {
+            let id = u32::from(gone.peer_node_id);
+            if self.scope.has_peer(id) && !self.scope.view.peers.iter().any(|p| p.node_id == id) {
                 let line = Line::setup(["del-peer", name, &gone.peer_node_id.to_string()]);
                 queue.line(Stage::DelPeer, name, line);
             }
         }
-        for peer in &self.view.peers {
+        for peer in self.scope.peers() {
             match self.running.connections.iter().find(|c| u32::from(c.peer_node_id) == peer.node_id) {
-                None => add_peer(queue, self.view, peer, self.request),
+                None => add_peer(queue, self.scope, peer, self.request),
                 Some(runs) => {
                     let mut work = Queue::default();
                     self.connection(&mut work, peer, runs);
                     let drops = work.has(Stage::Disconnect) || work.has(Stage::DelPeer);
                     if drops && runs.connection_state == ConnectionState::Connected {
-                        late.push(Late { resource: name.clone(), wait: self.wait(peer), queue: work });
+                        late.push(Late { resource: name.to_owned(), wait: self.wait(peer), queue: work });
                     } else {
                         queue.append(work);
                     }
@@ -200,7 +274,7 @@ impl Adjuster<'_> {
     /// Waits for twice the time a peer may take to answer, at least a second (`spec/cli.md` §5).
     fn wait(&self, peer: &PeerView) -> Option<Line> {
         const TENTHS: u64 = 10;
-        if self.view.peers.len() < 2 {
+        if self.scope.view.peers.len() < 2 {
             return None;
         }
         let net = canonical(&peer.net);
@@ -211,29 +285,29 @@ impl Adjuster<'_> {
         let seconds = (2 * limit / TENTHS).max(1);
         let timeouts = ["wfc-timeout", "degr-wfc-timeout", "outdated-wfc-timeout"];
         let words = timeouts.iter().map(|name| format!("--{name}={seconds}"));
-        Some(Line::setup(["wait-connect-resource", &self.view.resource]).with(words))
+        Some(Line::setup(["wait-connect-resource", self.name()]).with(words))
     }
 
     fn connection(&self, queue: &mut Queue, peer: &PeerView, runs: &RunningConnection) {
-        let name = &self.view.resource;
+        let name = self.name();
         if NET_FIXED.iter().any(|option| differ_in(Class::Net, option, &peer.net, &runs.options)) {
-            queue.line(Stage::DelPeer, name, lines::connection("del-peer", self.view, peer));
-            add_peer(queue, self.view, peer, self.request);
+            queue.line(Stage::DelPeer, name, lines::connection("del-peer", &self.scope.view, peer));
+            add_peer(queue, self.scope, peer, self.request);
             return;
         }
         if differ(Class::Net, &peer.net, &runs.options, NET_FIXED) {
-            queue.line(Stage::NetOptions, name, lines::net_options(self.view, peer, true));
+            queue.line(Stage::NetOptions, name, lines::net_options(&self.scope.view, peer, true));
         }
         let disconnected = self.paths(queue, peer, runs);
         self.peer_devices(queue, peer, runs);
         if disconnected || runs.connection_state == ConnectionState::StandAlone {
-            connect(queue, self.view, peer, self.request);
+            connect(queue, &self.scope.view, peer, self.request);
         }
     }
 
     /// Whether the connection is taken down to exchange its only path.
     fn paths(&self, queue: &mut Queue, peer: &PeerView, runs: &RunningConnection) -> bool {
-        let name = &self.view.resource;
+        let name = self.name();
         let wanted: Vec<_> = peer.paths.iter().map(|p| (endpoint(&p.own), endpoint(&p.peer), p)).collect();
         let gone: Vec<_> = runs
             .paths
@@ -247,10 +321,10 @@ impl Adjuster<'_> {
         let last = gone.len() == runs.paths.len() && !gone.is_empty();
         let disconnect = last && runs.connection_state != ConnectionState::StandAlone;
         if disconnect {
-            queue.line(Stage::Disconnect, name, lines::connection("disconnect", self.view, peer));
+            queue.line(Stage::Disconnect, name, lines::connection("disconnect", &self.scope.view, peer));
         }
         for path in gone {
-            let line = lines::connection("del-path", self.view, peer);
+            let line = lines::connection("del-path", &self.scope.view, peer);
             queue.line(Stage::DelPeer, name, line.with([path.local.to_string(), path.remote.to_string()]));
         }
         for (own, remote, path) in &wanted {
@@ -259,7 +333,7 @@ impl Adjuster<'_> {
                 .iter()
                 .any(|r| own.as_ref() == Some(&r.local) && remote.as_ref() == Some(&r.remote));
             if !there {
-                queue.line(Stage::NewPath, name, lines::path("new-path", self.view, peer, path));
+                queue.line(Stage::NewPath, name, lines::path("new-path", &self.scope.view, peer, path));
             }
         }
         disconnect
@@ -267,14 +341,18 @@ impl Adjuster<'_> {
 
     fn peer_devices(&self, queue: &mut Queue, peer: &PeerView, runs: &RunningConnection) {
         let none = Options::new();
-        for volume in &peer.volumes {
-            let runs = runs.peer_devices.iter().find(|p| u32::from(p.volume) == volume.vnr);
+        for volume in peer.volumes.iter().filter(|volume| self.scope.has_volume(volume.vnr)) {
+            let kept = self.kept(volume.vnr);
+            if kept.is_none() && !self.parts.disk {
+                continue;
+            }
+            let runs = kept.and_then(|v| runs.peer_devices.iter().find(|p| p.volume == v.volume));
             let known = runs.map_or(&none, |p| &p.options);
             if differ(Class::PeerDevice, &volume.options, known, &[]) {
-                let line = lines::peer_device("peer-device-options", self.view, peer, volume.vnr)
+                let line = lines::peer_device("peer-device-options", &self.scope.view, peer, volume.vnr)
                     .with(["--set-defaults"])
                     .with(lines::options(&volume.options));
-                queue.line(Stage::PeerDeviceOptions, &self.view.resource, line);
+                queue.line(Stage::PeerDeviceOptions, self.name(), line);
             }
         }
     }

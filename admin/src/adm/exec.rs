@@ -1,10 +1,12 @@
-//! Runs or prints planned lines.
+//! Runs or prints planned lines. What is printed is what would run: nothing is added or left out.
 
+use std::os::unix::process::CommandExt;
 use std::process::{Command as Process, Stdio};
 
 use palisade_control::{ClientError, Command, Options, Reply};
 
-use super::{EXIT_FATAL, Request};
+use super::EXIT_FATAL;
+use super::request::Request;
 use crate::cli::{command_line, print};
 use crate::{engines, meta, setup};
 
@@ -13,6 +15,17 @@ use crate::{engines, meta, setup};
 pub enum Tool {
     Drbdsetup,
     Drbdmeta,
+    ProxyCtl,
+}
+
+impl Tool {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Drbdsetup => "drbdsetup",
+            Self::Drbdmeta => "drbdmeta",
+            Self::ProxyCtl => "drbd-proxy-ctl",
+        }
+    }
 }
 
 /// A back-end command.
@@ -29,6 +42,10 @@ impl Line {
 
     pub fn meta<S: Into<String>>(args: impl IntoIterator<Item = S>) -> Self {
         Self { tool: Tool::Drbdmeta, args: args.into_iter().map(Into::into).collect() }
+    }
+
+    pub fn proxy_ctl<S: Into<String>>(args: impl IntoIterator<Item = S>) -> Self {
+        Self { tool: Tool::ProxyCtl, args: args.into_iter().map(Into::into).collect() }
     }
 
     /// Adds further arguments.
@@ -63,20 +80,58 @@ impl<'a> Exec<'a> {
 
     /// As [`Exec::run`] without complaint, where a fall-back follows.
     pub fn run_quietly(&self, resource: &str, line: &Line) -> i32 {
+        self.show_if_asked(resource, line);
+        if self.request.dry_run { 0 } else { self.run_unshown(line) }
+    }
+
+    /// Prints the line in a dry run and with `-v`.
+    pub fn show_if_asked(&self, resource: &str, line: &Line) {
         if self.request.dry_run || self.request.verbose > 0 {
             self.show(resource, &self.text(line));
         }
-        if self.request.dry_run {
-            return 0;
-        }
-        let program = match line.tool {
-            Tool::Drbdsetup => &self.request.drbdsetup,
-            Tool::Drbdmeta => &self.request.drbdmeta,
-        };
-        match (program, line.tool) {
-            (Some(program), _) => spawn(program, &line.args),
+    }
+
+    /// Runs a line and prints nothing of its own.
+    pub fn run_unshown(&self, line: &Line) -> i32 {
+        match (self.program(line.tool), line.tool) {
+            (Some(program), _) => run_process(program, Process::new(program).args(&line.args)),
             (None, Tool::Drbdsetup) => setup::main(&line.args),
             (None, Tool::Drbdmeta) => meta::main(&line.args),
+            (None, Tool::ProxyCtl) => {
+                let name = line.tool.name();
+                run_process(name, Process::new(name).args(&line.args))
+            }
+        }
+    }
+
+    /// Runs a line whose messages nobody wants.
+    pub fn run_silently(&self, line: &Line) -> i32 {
+        let process = match self.program(line.tool) {
+            Some(program) => {
+                let mut process = Process::new(program);
+                process.args(&line.args);
+                Ok(process)
+            }
+            None => own_tool(line.tool, &line.args),
+        };
+        process.map_or(EXIT_FATAL, |mut process| {
+            run_process(line.tool.name(), process.stdout(Stdio::null()).stderr(Stdio::null()))
+        })
+    }
+
+    /// What a program prints; `None` if it cannot be run or fails.
+    pub fn output(&self, line: &Line) -> Option<String> {
+        let program = self.program(line.tool).unwrap_or(line.tool.name());
+        let output = Process::new(program).args(&line.args).stderr(Stdio::null()).output().ok()?;
+        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// The program that was given for a tool.
+    fn program(&self, tool: Tool) -> Option<&str> {
+        match tool {
+            Tool::Drbdsetup => self.request.drbdsetup.as_deref(),
+            Tool::Drbdmeta => self.request.drbdmeta.as_deref(),
+            Tool::ProxyCtl => self.request.proxy_ctl.as_deref(),
         }
     }
 
@@ -109,11 +164,7 @@ impl<'a> Exec<'a> {
     }
 
     fn text(&self, line: &Line) -> String {
-        let (given, name) = match line.tool {
-            Tool::Drbdsetup => (&self.request.drbdsetup, "drbdsetup"),
-            Tool::Drbdmeta => (&self.request.drbdmeta, "drbdmeta"),
-        };
-        let mut words = vec![given.clone().unwrap_or_else(|| name.to_owned())];
+        let mut words = vec![self.program(line.tool).unwrap_or(line.tool.name()).to_owned()];
         words.extend(line.args.iter().cloned());
         command_line(&words)
     }
@@ -128,8 +179,22 @@ fn without_secrets(line: &Line) -> Line {
     Line { tool: line.tool, args: line.args.iter().map(hide).collect() }
 }
 
-fn spawn(program: &str, args: &[String]) -> i32 {
-    match Process::new(program).args(args).stdin(Stdio::inherit()).status() {
+/// This program as one of its tools. A program that is no part of it is taken from PATH.
+pub fn own_tool(tool: Tool, args: &[String]) -> std::io::Result<Process> {
+    let mut process = match tool {
+        Tool::ProxyCtl => Process::new(tool.name()),
+        Tool::Drbdsetup | Tool::Drbdmeta => {
+            let mut process = Process::new(std::env::current_exe()?);
+            process.arg0(tool.name());
+            process
+        }
+    };
+    process.args(args);
+    Ok(process)
+}
+
+fn run_process(program: &str, process: &mut Process) -> i32 {
+    match process.stdin(Stdio::inherit()).status() {
         Ok(status) => status.code().unwrap_or(EXIT_FATAL),
         Err(e) => {
             eprintln!("Cannot run {program}: {e}.");

@@ -53,15 +53,31 @@ pub fn new_minor(view: &HostView, volume: &VolumeView) -> Line {
     line.with(diskless).with(options(&volume.device_options))
 }
 
-pub fn apply_al(volume: &VolumeView) -> Line {
-    drbdmeta(volume, "apply-al")
-}
-
-pub fn attach(volume: &VolumeView) -> Line {
+/// The lines that attach a disk; each needs the one before.
+pub fn attach(volume: &VolumeView) -> Vec<Line> {
     let (meta, index) = meta_device(volume);
     let disk = volume.disk.clone().unwrap_or_default();
-    Line::setup(["attach".to_owned(), volume.minor.to_string(), disk, meta, index])
-        .with(options(&volume.attach_options))
+    let attach = Line::setup(["attach".to_owned(), volume.minor.to_string(), disk, meta, index])
+        .with(options(&volume.attach_options));
+    vec![drbdmeta(volume, "repair-md"), drbdmeta(volume, "apply-al"), attach]
+}
+
+/// The lines that resize a device to `size`, or to what its disks have room for.
+pub fn resize(volume: &VolumeView, size: Option<&str>) -> [Line; 2] {
+    let minor = volume.minor.to_string();
+    let resize = Line::setup(["resize", &minor]).with(size.map(|size| format!("--size={size}")));
+    [resize, Line::setup(["check-resize", &minor])]
+}
+
+/// How long to wait for peers. A stacked resource waits for two attempts to connect only, unless it asks
+/// for the timeouts (`spec/cli.md` §6).
+pub fn startup(view: &HostView) -> Vec<String> {
+    if view.stacked_on.is_none() || view.stacked_timeouts {
+        return options(&view.startup);
+    }
+    let interval = view.peers.first().and_then(|peer| peer.net.value("connect-int"));
+    let seconds = interval.and_then(|text| text.parse::<u64>().ok()).unwrap_or(10);
+    vec!["--wfc-timeout".to_owned(), seconds.saturating_mul(2).to_string()]
 }
 
 pub fn new_peer(view: &HostView, peer: &PeerView) -> Line {

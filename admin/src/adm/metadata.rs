@@ -4,7 +4,8 @@ use std::io::Read as _;
 
 use super::exec::{Exec, Line};
 use super::objects::Target;
-use super::{EXIT_FATAL, Request, lines};
+use super::request::Request;
+use super::{EXIT_FATAL, lines};
 use crate::cli::Failure;
 use crate::meta;
 
@@ -119,7 +120,27 @@ pub fn forget_peer(target: &Target, exec: &Exec<'_>, request: &Request) -> Resul
     Ok(worst)
 }
 
-/// `dump-md`, `wipe-md`, `apply-al`.
+/// As `resize`, without complaint; then what the disk knows about its size is brought up to date.
+pub fn check_resize(target: &Target, exec: &Exec<'_>, _: &Request) -> Result<i32, Failure> {
+    let Some(volume) = &target.volume else { return Ok(0) };
+    let name = &target.view.resource;
+    let size = volume.attach_options.value("size");
+    let codes = lines::resize(volume, size).map(|line| exec.run_quietly(name, &line));
+    if codes.iter().all(|code| *code == 0) || volume.disk.is_none() {
+        return Ok(codes.into_iter().max().unwrap_or(0));
+    }
+    Ok(exec.run(name, &lines::drbdmeta(volume, "check-resize")))
+}
+
+/// `dump-superblock`: JSON unless another format is asked for.
+pub fn dump_superblock(target: &Target, exec: &Exec<'_>, request: &Request) -> Result<i32, Failure> {
+    let Some(volume) = &target.volume else { return Ok(0) };
+    let format = request.scanned.flag("output-format").is_none().then_some("--output-format=json");
+    let line = lines::drbdmeta(volume, &request.verb).with(format).with(request.extra.clone());
+    Ok(exec.run(&target.view.resource, &line))
+}
+
+/// `dump-md`, `wipe-md`, `apply-al`, `repair-md`.
 pub fn plain(target: &Target, exec: &Exec<'_>, request: &Request) -> Result<i32, Failure> {
     let Some(volume) = &target.volume else { return Ok(0) };
     let line = lines::drbdmeta(volume, &request.verb).with(request.extra.clone());

@@ -52,7 +52,7 @@ fn convert(r: &Resource) -> RunningResource {
                         .cstate
                         .as_deref()
                         .and_then(|s| s.parse().ok())
-                        .unwrap_or(ConnectionState::Connecting),
+                        .unwrap_or(ConnectionState::StandAlone),
                     paths: c.paths.iter().filter_map(path).collect(),
                     options: canonical(&c.net),
                     peer_devices: c

@@ -1,15 +1,66 @@
-//! Commands for scripts and handlers (`spec/cli.md` §7).
+//! Commands for scripts and handlers, and dumps (`spec/cli.md` §7, §8). None of them changes anything but
+//! through the text of a handler.
 
 use std::process::{Command as Process, Stdio};
 
+use palisade_conf::dump::DumpOptions;
+use palisade_conf::{Config, HostIdentity};
+
 use super::exec::Exec;
-use super::objects::Target;
+use super::objects::{self, Resolved, Target};
+use super::request::Request;
 use super::site::Site;
-use super::{EXIT_FATAL, EXIT_USAGE, Request, lines};
+use super::{EXIT_FATAL, EXIT_USAGE, lines, usage, verbs};
 use crate::cli::{Failure, command_line, print};
 
 pub fn nop(_: &Site, _: &Exec<'_>, _: &Request) -> Result<i32, Failure> {
     Ok(0)
+}
+
+pub fn hidden_commands(_: &Site, _: &Exec<'_>, _: &Request) -> Result<i32, Failure> {
+    print(&usage::hidden_commands());
+    Ok(0)
+}
+
+pub fn dump(site: &Site, _: &Exec<'_>, request: &Request) -> Result<i32, Failure> {
+    dump_as(Config::dump, Config::dump_resource, site, request)
+}
+
+pub fn dump_xml(site: &Site, _: &Exec<'_>, request: &Request) -> Result<i32, Failure> {
+    dump_as(Config::dump_xml, Config::dump_xml_resource, site, request)
+}
+
+type DumpAll = fn(&Config, &HostIdentity, DumpOptions) -> Result<String, palisade_conf::Error>;
+type DumpOne = fn(&Config, &str, &HostIdentity, DumpOptions) -> Result<String, palisade_conf::Error>;
+
+fn dump_as(all: DumpAll, one: DumpOne, site: &Site, request: &Request) -> Result<i32, Failure> {
+    let options = DumpOptions { expanded: request.verbose > 0 };
+    let invalid = |e: palisade_conf::Error| Failure::new(i32::from(e.exit_code()), e.to_string());
+    if request.objects.is_empty() || request.objects.iter().any(|o| o == "all") {
+        print(&all(&site.config, &site.host, options).map_err(invalid)?);
+        return Ok(0);
+    }
+    let mut code = 0;
+    for text in &request.objects {
+        match resource_of(site, request, text) {
+            Ok(name) => print(&one(&site.config, &name, &site.host, options).map_err(invalid)?),
+            Err(failure) => code = code.max(failure.report()),
+        }
+    }
+    Ok(code)
+}
+
+/// The resource an object of a dump is about. A name says enough, also where nothing else can be made of
+/// the resource.
+fn resource_of(site: &Site, request: &Request, text: &str) -> Result<String, Failure> {
+    if site.config.resource(text).is_some() {
+        return Ok(text.to_owned());
+    }
+    let Some(verb) = verbs::find(&request.verb) else { return Err(objects::unknown(site, text)) };
+    let mut found = Resolved::default();
+    objects::add_named(verb, site, text, &mut found)?;
+    let target = found.targets.first().ok_or_else(|| objects::unknown(site, text))?;
+    Ok(target.view.resource.clone())
 }
 
 pub fn resources(site: &Site, _: &Exec<'_>, request: &Request) -> Result<i32, Failure> {
@@ -44,15 +95,21 @@ pub fn resource(target: &Target, _: &Exec<'_>, _: &Request) -> Result<i32, Failu
     Ok(0)
 }
 
-/// The resource a stacked one lies on.
-pub fn lr_of(target: &Target, _: &Exec<'_>, request: &Request) -> Result<i32, Failure> {
-    if !request.stacked {
-        return Err(Failure::new(EXIT_USAGE, "sh-lower-resource only available in stacked mode"));
-    }
-    if let Some(lower) = &target.view.stacked_on {
-        print(&format!("{lower}\n"));
-    }
+/// `FILE:LINE:RESOURCE`
+pub fn config_file(target: &Target, _: &Exec<'_>, _: &Request) -> Result<i32, Failure> {
+    print(&format!("{}:{}\n", target.view.at, target.view.resource));
     Ok(0)
+}
+
+/// The resource a stacked one lies on.
+pub fn lr_of(target: &Target, _: &Exec<'_>, _: &Request) -> Result<i32, Failure> {
+    match &target.view.stacked_on {
+        Some(lower) => {
+            print(&format!("{lower}\n"));
+            Ok(0)
+        }
+        None => Err(Failure::new(EXIT_USAGE, "sh-lower-resource only available in stacked mode")),
+    }
 }
 
 /// Prints a word about each volume.
@@ -64,7 +121,7 @@ fn about_volume(target: &Target, word: impl FnOnce(&palisade_conf::view::VolumeV
 }
 
 pub fn dev(target: &Target, _: &Exec<'_>, _: &Request) -> Result<i32, Failure> {
-    Ok(about_volume(target, |v| v.device.clone()))
+    Ok(about_volume(target, |v| format!("/dev/drbd{}", v.minor)))
 }
 
 pub fn minor(target: &Target, _: &Exec<'_>, _: &Request) -> Result<i32, Failure> {
@@ -91,14 +148,13 @@ pub fn ip(target: &Target, _: &Exec<'_>, _: &Request) -> Result<i32, Failure> {
 }
 
 /// The links udev makes.
-pub fn udev(site: &Site, target: &Target) {
-    let Some(volume) = &target.volume else { return };
-    let always = site.config.global.as_ref().is_some_and(|g| g.is_set("udev-always-use-vnr"));
+pub fn udev(target: &Target, _: &Exec<'_>, _: &Request) -> Result<i32, Failure> {
+    let Some(volume) = &target.volume else { return Ok(0) };
     let name = &target.view.resource;
-    let link = if volume.implicit && !always {
-        format!("drbd/by-res/{name}")
-    } else {
+    let link = if volume.has_numbered_link {
         format!("drbd/by-res/{name}/{}", volume.vnr)
+    } else {
+        format!("drbd/by-res/{name}")
     };
     let device = volume.device.strip_prefix("/dev/").unwrap_or(&volume.device);
     let mut text = format!("DEVICE={device}\nSYMLINK={link}\nSYMLINK_BY_RES={link}\n");
@@ -107,6 +163,7 @@ pub fn udev(site: &Site, target: &Target) {
         text.push_str(&format!("SYMLINK_BY_DISK=drbd/by-disk/{disk}\n"));
     }
     print(&text);
+    Ok(0)
 }
 
 /// A handler by name: runs its text as the engine would.

@@ -4,7 +4,8 @@ use palisade_conf::{
     BUNDLED_ENGINE, Config, FileSource, HostIdentity, LoadOptions, ModuleVersion, Notice, Problem,
 };
 
-use super::{EXIT_INVALID, Request};
+use super::EXIT_INVALID;
+use super::request::Request;
 use crate::cli::Failure;
 
 /// What commands are planned from.
@@ -30,16 +31,19 @@ impl Site {
             already_read: &already_read,
             module_version: Some(pretended_version().unwrap_or(BUNDLED_ENGINE)),
         };
-        let config = Config::load_with(&file, &FileSource, &options)
-            .map_err(|e| Failure::new(i32::from(e.exit_code()), format!("{e}{}", did_you_mean(&e))))?;
-        for notice in &config.notices {
-            if request.verbose > 0 || !matches!(notice, Notice::NoIncludeMatch { .. }) {
-                eprintln!("{notice}");
+        let invalid = |e: palisade_conf::Error| {
+            tell(e.notices(), request);
+            let mut text = format!("{e}{}", did_you_mean(&e));
+            if request.verb == "sh-nop" && !e.is_fatal() {
+                text.push_str(&format!("\ncommand sh-nop exited with code {}", e.exit_code()));
             }
-        }
+            Failure::new(i32::from(e.exit_code()), text)
+        };
+        let config = Config::load_with(&file, &FileSource, &options).map_err(invalid)?;
+        tell(&config.notices, request);
         let host = host();
-        if request.verb != "dump" {
-            let invalid = |e: palisade_conf::Error| Failure::new(i32::from(e.exit_code()), e.to_string());
+        // A dump makes its own checks: it also shows what cannot be expanded.
+        if !matches!(request.verb.as_str(), "dump" | "dump-xml") {
             config.check(&host).map_err(invalid)?;
             for resource in config.resources().iter().filter(|_| request.verb != "sh-nop") {
                 resource.command_checks(&host).map_err(invalid)?;
@@ -49,24 +53,41 @@ impl Site {
     }
 }
 
-/// The option that a misspelled word is most like.
+/// Prints remarks about the configuration.
+fn tell(notices: &[Notice], request: &Request) {
+    for notice in notices {
+        if request.verbose > 0 || !matches!(notice, Notice::NoIncludeMatch { .. }) {
+            eprintln!("{notice}");
+        }
+    }
+}
+
+/// The option that a misspelled word is most like. A word that is right somewhere else is not misspelled.
 fn did_you_mean(error: &palisade_conf::Error) -> String {
     let Some(Problem::Expected { got, .. }) = error.problems().last() else { return String::new() };
-    palisade_conf::options::nearest(&got.to_string())
+    let got = got.to_string();
+    palisade_conf::options::nearest(&got)
+        .filter(|spec| spec.name != got)
         .map(|spec| format!("\n\tDid you mean '{}'?", spec.name))
         .unwrap_or_default()
 }
 
-/// Host name and addresses; `__DRBD_NODE__` pretends another host.
-fn host() -> HostIdentity {
-    if let Ok(name) = std::env::var("__DRBD_NODE__")
-        && !name.is_empty()
-    {
-        eprintln!("   found __DRBD_NODE__ in environment");
-        eprintln!("   PRETENDING that I am >>{name}<<\n");
-        return HostIdentity { name, addresses: Vec::new() };
+/// The host that is pretended to be this one.
+fn pretended_name() -> Option<String> {
+    std::env::var("__DRBD_NODE__").ok().filter(|name| !name.is_empty())
+}
+
+/// Says before anything else that another host is pretended.
+pub fn announce_pretence() {
+    if let Some(name) = pretended_name() {
+        eprintln!("\n   found __DRBD_NODE__ in environment\n   PRETENDING that I am >>{name}<<\n");
     }
-    let name = nix::unistd::gethostname().map(|h| h.to_string_lossy().into_owned()).unwrap_or_default();
+}
+
+/// Host name and addresses.
+fn host() -> HostIdentity {
+    let real_name =
+        || nix::unistd::gethostname().map(|h| h.to_string_lossy().into_owned()).unwrap_or_default();
     let addresses = nix::ifaddrs::getifaddrs().map_or_else(
         |_| Vec::new(),
         |all| {
@@ -78,7 +99,7 @@ fn host() -> HostIdentity {
                 .collect()
         },
     );
-    HostIdentity { name, addresses }
+    HostIdentity { name: pretended_name().unwrap_or_else(real_name), addresses }
 }
 
 /// `DRBD_DRIVER_VERSION_OVERRIDE=X.Y.Z`

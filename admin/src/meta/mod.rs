@@ -4,6 +4,8 @@ mod create;
 mod device;
 mod existing;
 mod gi;
+mod repair;
+mod superblock;
 
 use std::io::Write as _;
 
@@ -38,9 +40,11 @@ const OPTIONS: Accepts = Accepts {
         ("initial-current-uuid", Takes::Value),
         ("consistent", Takes::Switch),
         ("uptodate", Takes::Switch),
+        ("tentative", Takes::Switch),
+        ("output-format", Takes::Value),
     ],
     classes: &[],
-    aliases: &[],
+    aliases: &[("dry-run", "tentative")],
 };
 
 /// Options of `create-md` alone.
@@ -66,10 +70,8 @@ const SHORT: &[(&str, &str)] = &[
     ("-B", "--bitmap-block-size"),
     ("-Z", "--effective-size"),
     ("-D", "--diskful-peers"),
+    ("-o", "--output-format"),
 ];
-
-/// Words of the reference that this tool does not have.
-const NOT_YET: &[&str] = &["repair-md", "dump-superblock", "hexdump-superblock"];
 
 /// How a command uses the device.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -90,9 +92,17 @@ const VERBS: &[Verb] = &[
     Verb { name: "show-gi", access: Access::Read, node_id: true, run: gi::show_frame },
     Verb { name: "set-gi", access: Access::Modify, node_id: true, run: gi::set },
     Verb { name: "dump-md", access: Access::Read, node_id: false, run: dump_md },
+    Verb { name: "dump-superblock", access: Access::Read, node_id: false, run: superblock::dump_superblock },
+    Verb {
+        name: "hexdump-superblock",
+        access: Access::Read,
+        node_id: false,
+        run: superblock::hexdump_superblock,
+    },
     Verb { name: "restore-md", access: Access::Modify, node_id: false, run: restore_md },
     Verb { name: "verify-dump", access: Access::Read, node_id: false, run: verify_dump },
     Verb { name: "apply-al", access: Access::Modify, node_id: false, run: apply_al },
+    Verb { name: "repair-md", access: Access::Modify, node_id: false, run: repair::repair_md },
     Verb { name: "wipe-md", access: Access::Modify, node_id: false, run: wipe_md },
     Verb { name: "outdate", access: Access::Modify, node_id: false, run: outdate },
     Verb { name: "invalidate", access: Access::Modify, node_id: false, run: invalidate },
@@ -210,9 +220,6 @@ fn run(args: &[String]) -> Result<i32, Failure> {
         kind_of(index).ok_or_else(|| usage_error(format!("'{index}' is not a valid index number.")))?;
     let Some(command) = word(4) else { return Err(usage_error("command missing".to_owned())) };
     let Some(verb) = VERBS.iter().find(|v| v.name == command) else {
-        if NOT_YET.contains(&command) {
-            return Err(crate::setup::unsupported(command));
-        }
         let hint = suggestion(command, VERBS.iter().map(|v| v.name));
         return Err(usage_error(format!("Unknown command '{command}'.{hint}")));
     };
@@ -228,7 +235,9 @@ fn run(args: &[String]) -> Result<i32, Failure> {
         return Err(usage_error(format!("Device '{device}' is configured!")));
     }
     let question = Question { force: scanned.is_set("force"), quiet: scanned.is_set("quiet") };
-    let device = Device::open(path, kind, verb.access == Access::Read, verb.name == "apply-al", question)?;
+    // These run unattended, before an attach.
+    let never_ask = matches!(verb.name, "apply-al" | "repair-md");
+    let device = Device::open(path, kind, verb.access == Access::Read, never_ask, question)?;
     let mut words = vec!["drbdmeta".to_owned()];
     words.extend(args.iter().cloned());
     let mut job = Job { minor, device, kind, version, scanned, command_line: words.join(" "), question };
@@ -274,6 +283,12 @@ fn check_options(verb: &Verb, version: Version, scanned: &cli::Scanned) -> Resul
             scanned.flags.iter().find(|(n, _)| CREATE_ONLY.contains(&n.as_str()) && !al(n))
     {
         return wrong(format!("The --{option} option is only allowed with create-md"));
+    }
+    if name != "repair-md" && scanned.is_set("tentative") {
+        return wrong("The --tentative option is only allowed with repair-md".to_owned());
+    }
+    if name != "dump-superblock" && scanned.flag("output-format").is_some() {
+        return wrong("The --output-format option is only allowed with dump-superblock".to_owned());
     }
     match scanned.flag("node-id") {
         Some(_) if !verb.node_id => wrong(format!("The {name} command does not accept the --node-id option")),

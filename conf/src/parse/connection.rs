@@ -3,7 +3,6 @@
 use super::resource::{new_connection, no_proxy_options};
 use super::{Parsed, Parser};
 use crate::error::{Loc, Notice, Problem};
-use crate::lexer::Kind;
 use crate::model::{
     Connection, ConnectionPath, Endpoint, EndpointName, HOSTS_MAX, Mesh, PeerVolume, Proxy, VOLUMES_MAX,
 };
@@ -12,12 +11,9 @@ use crate::options::OptionList;
 impl Parser<'_> {
     pub(super) fn connection(&mut self) -> Parsed<Connection> {
         if !self.peek()?.is(b'{') {
-            let token = self.next()?;
+            let name = self.string("{")?;
             let at = self.here();
-            if token.kind == Kind::End || matches!(token.kind, Kind::Punct(_)) {
-                return self.expected("{", &token);
-            }
-            self.out.notices.push(Notice::NamedConnection { at, name: token.text });
+            self.out.notices.push(Notice::NamedConnection { at, name });
         }
         self.punct(b'{')?;
         let mut connection = new_connection(self.here());
@@ -31,7 +27,7 @@ impl Parser<'_> {
             match token.keyword() {
                 "host" | "address" | "_this_host" | "_remote_host" => {
                     let endpoint = self.endpoint(token.keyword())?;
-                    self.add_endpoint(&mut connection, endpoint, at)?;
+                    self.add_endpoint(&mut connection, endpoint, at);
                 }
                 "path" => {
                     if connection.paths.iter().any(|path| path.implicit) {
@@ -79,13 +75,13 @@ impl Parser<'_> {
             }
         }
         if connection.paths.is_empty() && connection.peer_node_id.is_none() {
-            return Err(Box::new(Problem::NoPath { at: self.here() }));
+            self.out.problems.push(Problem::NoPath { at: connection.at.clone() });
         }
         Ok(connection)
     }
 
     /// An endpoint written directly in a connection makes its implicit path.
-    fn add_endpoint(&mut self, connection: &mut Connection, endpoint: Endpoint, at: Loc) -> Parsed<()> {
+    fn add_endpoint(&mut self, connection: &mut Connection, endpoint: Endpoint, at: Loc) {
         match connection.paths.first_mut() {
             None => connection.paths.push(ConnectionPath {
                 at: connection.at.clone(),
@@ -94,11 +90,12 @@ impl Parser<'_> {
             }),
             Some(path) if !path.implicit => self.out.problems.push(Problem::MixedPaths { at }),
             Some(path) if path.endpoints.len() >= 2 => {
-                return Err(Box::new(Problem::TooManyEndpoints { at, what: "connection" }));
+                self.out
+                    .problems
+                    .push(Problem::TooManyEndpoints { at: connection.at.clone(), what: "connection" });
             }
             Some(path) => path.endpoints.push(endpoint),
         }
-        Ok(())
     }
 
     fn path(&mut self) -> Parsed<ConnectionPath> {
@@ -106,7 +103,6 @@ impl Parser<'_> {
         let mut path = ConnectionPath { at: self.here(), implicit: false, endpoints: Vec::new() };
         loop {
             let token = self.next()?;
-            let at = self.here();
             if token.is(b'}') {
                 return Ok(path);
             }
@@ -114,9 +110,12 @@ impl Parser<'_> {
                 "host" | "address" | "_this_host" | "_remote_host" => {
                     let endpoint = self.endpoint(token.keyword())?;
                     if path.endpoints.len() >= 2 {
-                        return Err(Box::new(Problem::TooManyEndpoints { at, what: "path" }));
+                        let at = path.at.clone();
+                        self.out.problems.push(Problem::TooManyEndpoints { at, what: "path" });
+                        self.at_most(self.out.problems.len(), 1000, "bad endpoints")?;
+                    } else {
+                        path.endpoints.push(endpoint);
                     }
-                    path.endpoints.push(endpoint);
                 }
                 _ => return self.expected("host | }", &token),
             }
@@ -159,10 +158,15 @@ impl Parser<'_> {
         }
         let token = self.next()?;
         if token.is(b';') {
+            // A dump has another one here.
+            if endpoint.name == EndpointName::Address && self.peek()?.is(b';') {
+                self.next()?;
+            }
             return Ok(endpoint);
         }
         if token.keyword() != "via" {
-            return self.expected("address | port | ;", &token);
+            let located = endpoint.address.is_some() || endpoint.port.is_some();
+            return self.expected(if located { "via | ; " } else { "address | port | ;" }, &token);
         }
         let token = self.next()?;
         match token.keyword() {

@@ -103,8 +103,8 @@ impl<'a> Parser<'a> {
                 problems: Vec::new(),
             },
         };
-        let mut result = parser.file(0);
         parser.files_read.extend(options.already_read.iter().map(|path| source.canonical(path)));
+        let mut result = parser.file(0);
         for path in options.more {
             if result.is_ok() {
                 let text = open(source, path)?;

@@ -19,9 +19,13 @@ pub(super) struct ParsedBody {
     pub template: Option<Arc<Common>>,
 }
 
-/// Accepts implicit volume statements at one level: prefix of the uniqueness keys.
+/// Accepts implicit volume statements at one level.
 struct Statements<'s> {
+    /// Prefix of the uniqueness keys.
     key: &'s str,
+    /// In a host section each may stand once; in a resource a later one replaces an earlier one, but for
+    /// `device`.
+    in_host: bool,
 }
 
 impl Parser<'_> {
@@ -42,6 +46,8 @@ impl Parser<'_> {
             at,
             body: parsed.body,
             template: parsed.template,
+            numbered_links: false,
+            connections: Vec::new(),
             expanded: Ok(Body::default()),
             foreign: BTreeMap::new(),
         })
@@ -99,7 +105,7 @@ impl Parser<'_> {
                     self.syncer_section(&mut body)?;
                 }
                 "device" | "disk" | "meta-disk" | "flexible-meta-disk" => {
-                    self.implicit(&Statements { key: &key }, &token, &mut body.volumes)?;
+                    self.implicit(&Statements { key: &key, in_host: false }, &token, &mut body.volumes)?;
                 }
                 "volume" => self.volume(&mut body.volumes)?,
                 "connection" => {
@@ -230,7 +236,8 @@ impl Parser<'_> {
         let stacked = matches!(host.kind, HostKind::Stacked { .. });
         let floating = matches!(host.kind, HostKind::Floating(_));
         let name = match &host.kind {
-            HostKind::Stacked { lower, .. } => lower.clone(),
+            // A host may have the name of the lower resource.
+            HostKind::Stacked { lower, .. } => format!("stacked-on-top-of {lower}"),
             _ => host.names().first().cloned().unwrap_or_default(),
         };
         let key = format!("{resource}:{name}");
@@ -255,23 +262,31 @@ impl Parser<'_> {
                 "address" if floating => return Err(Box::new(Problem::AddressInFloating { at })),
                 "address" => {
                     self.once("address statement", format!("{key}:address"), &at)?;
+                    let known = self.out.problems.len();
                     host.address = Some(self.address()?);
                     self.punct(b';')?;
+                    // A bad port is told once by the address and once by the statement.
+                    if let Some(problem) = self.out.problems.get(known).cloned() {
+                        self.out.problems.push(problem);
+                    }
                 }
                 "proxy" => host.proxy = Some(self.proxy_on()?),
-                "device" => self.implicit(&Statements { key: &key }, &token, &mut host.volumes)?,
+                "device" => {
+                    self.implicit(&Statements { key: &key, in_host: true }, &token, &mut host.volumes)?;
+                }
                 "volume" => self.volume(&mut host.volumes)?,
                 "options" if !stacked => self.resource_options(&mut host.options)?,
                 "disk" if !stacked && self.peek()?.is(b'{') => {
                     self.once("disk section", format!("{key}:disk"), &at)?;
                     let mut options = DiskOptions::default();
                     self.disk_section(DiskLevel::Volume, &mut options, None)?;
-                    let volume = self.implicit_volume(&mut host.volumes, &at)?;
-                    volume.options = options;
-                    volume.has_disk_section = true;
+                    if let Some(volume) = self.implicit_volume(&mut host.volumes, &at) {
+                        volume.options = options;
+                        volume.has_disk_section = true;
+                    }
                 }
                 "disk" | "meta-disk" | "flexible-meta-disk" if !stacked => {
-                    self.implicit(&Statements { key: &key }, &token, &mut host.volumes)?;
+                    self.implicit(&Statements { key: &key, in_host: true }, &token, &mut host.volumes)?;
                 }
                 "skip" if !stacked => self.skip()?,
                 _ if stacked => {
@@ -289,15 +304,17 @@ impl Parser<'_> {
 
     // ---- volumes ----
 
-    /// The implicit volume 0 of a list.
-    fn implicit_volume<'v>(&self, volumes: &'v mut Vec<Volume>, at: &Loc) -> Parsed<&'v mut Volume> {
+    /// The implicit volume 0 of a list. Where there are numbered ones, the statement is noted as a problem and
+    /// goes nowhere.
+    fn implicit_volume<'v>(&mut self, volumes: &'v mut Vec<Volume>, at: &Loc) -> Option<&'v mut Volume> {
         if volumes.is_empty() {
             volumes.push(Volume::new(at.clone(), 0, true));
         }
-        volumes
-            .iter_mut()
-            .find(|volume| volume.implicit)
-            .ok_or_else(|| Box::new(Problem::MixedVolumes { at: at.clone() }))
+        let found = volumes.iter_mut().find(|volume| volume.implicit);
+        if found.is_none() {
+            self.out.problems.push(Problem::MixedVolumes { at: at.clone() });
+        }
+        found
     }
 
     /// A volume statement outside of any volume section.
@@ -308,10 +325,14 @@ impl Parser<'_> {
         volumes: &mut Vec<Volume>,
     ) -> Parsed<()> {
         let at = self.here();
-        let mut volume = self.implicit_volume(volumes, &at)?.clone();
-        self.volume_statement(token, &at, Some(statements), &mut volume)?;
-        *self.implicit_volume(volumes, &at)? = volume;
-        Ok(())
+        self.at_most(self.out.problems.len(), 1000, "misplaced statements")?;
+        match self.implicit_volume(volumes, &at) {
+            Some(volume) => self.volume_statement(token, &at, Some(statements), volume),
+            None => {
+                let mut nowhere = Volume::new(at.clone(), 0, true);
+                self.volume_statement(token, &at, Some(statements), &mut nowhere)
+            }
+        }
     }
 
     /// `volume N { ... }`.
@@ -356,24 +377,25 @@ impl Parser<'_> {
         unique: Option<&Statements<'_>>,
         volume: &mut Volume,
     ) -> Parsed<()> {
-        let once = |parser: &mut Self, what: &'static str, name: &str| match unique {
-            Some(statements) => parser.once(what, format!("{}:{name}", statements.key), at),
-            None => Ok(()),
-        };
-        match token.keyword() {
-            "device" => {
-                self.device(volume)?;
-                once(self, "device statement", "device")
-            }
+        let word = token.keyword();
+        let name = if word == "flexible-meta-disk" { "meta-disk" } else { word };
+        if let Some(statements) = unique
+            && (statements.in_host || name == "device")
+        {
+            let what = match name {
+                "device" => "device statement",
+                "disk" => "disk statement",
+                _ => "meta-disk statement",
+            };
+            self.once(what, format!("{}:{name}", statements.key), at)?;
+        }
+        match word {
+            "device" => return self.device(volume),
             "disk" => {
                 volume.disk = Some(self.string("TK_STRING | {")?);
                 self.punct(b';')?;
-                once(self, "disk statement", "disk")
             }
-            "meta-disk" => {
-                volume.meta_disk = Some(self.meta_disk()?);
-                once(self, "meta-disk statement", "meta-disk")
-            }
+            "meta-disk" => volume.meta_disk = Some(self.meta_disk()?),
             _ => {
                 let token = self.next()?;
                 volume.meta_disk = Some(if token.text == "internal" {
@@ -382,9 +404,9 @@ impl Parser<'_> {
                     MetaDisk::Flexible(self.name(token, "TK_STRING")?)
                 });
                 self.punct(b';')?;
-                once(self, "meta-disk statement", "meta-disk")
             }
         }
+        Ok(())
     }
 
     /// `device PATH [minor N];` or `device minor N;`.
