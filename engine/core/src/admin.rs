@@ -327,6 +327,7 @@ impl Core {
             d.had_quorum |= restore;
             d.ldev = Some(l);
             d.exposed_uuid = 0;
+            d.unproven.clear();
         }
         if lost_quorum {
             // Which peers missed writes is only known by the bits.

@@ -62,6 +62,11 @@ impl Core {
                 }
                 // The peer counts from here (`spec/wire-protocol.md` §4.4).
                 self.send_data(n, None, Packet::Dagtag(palisade_wire::Dagtag { dagtag: self.dagtag }));
+                for v in self.vnrs() {
+                    if self.is_primary() && self.devs.get(&v).is_some_and(|d| !d.unproven.is_empty()) {
+                        self.send_uuids(n, v, palisade_wire::UuidFlags::NONE, 0);
+                    }
+                }
             }
         }
         self.mark_generations(old, &unconfirmed);

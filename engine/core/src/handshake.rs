@@ -254,8 +254,14 @@ impl Core {
         let theirs = u.set.current;
         if exposed == 0 || same(exposed, theirs) || !self.is_primary() {
             if let Some(d) = self.devs.get_mut(&v) {
+                if !same(d.exposed_uuid, theirs) {
+                    d.unproven.clear();
+                }
                 d.exposed_uuid = theirs;
             }
+            return Ok(result);
+        }
+        if self.unproven_match(n, v).is_some() {
             return Ok(result);
         }
         let successor = u.set.in_history(exposed) || u.set.bitmap.iter().any(|b| same(*b, exposed));

@@ -128,6 +128,10 @@ impl Core {
         let result = if lost && self.io_must_fail() {
             BlockResult::IoError
         } else if good {
+            let v = r.vnr;
+            if let Some(d) = self.devs.get_mut(&v) {
+                d.unproven.clear();
+            }
             BlockResult::Done
         } else {
             BlockResult::IoError
