@@ -264,6 +264,8 @@ pub(crate) struct Connection {
     pub params_sent: bool,
     /// The own packets wait for the peer's identifiers.
     pub params_held: bool,
+    /// The peer was shown a generation before the exposed one: writes wait for the end of the handshake.
+    pub shows_unproven: bool,
     pub ping_due: Time,
     /// A P_PING is out since.
     pub ping_sent: Option<Time>,
@@ -316,6 +318,7 @@ impl Connection {
             peer_integrity: None,
             params_sent: false,
             params_held: false,
+            shows_unproven: false,
             ping_due: Time(0),
             ping_sent: None,
             connect_started: Time(0),
@@ -345,6 +348,7 @@ impl Connection {
         self.phase = Phase::Down;
         self.params_sent = false;
         self.params_held = false;
+        self.shows_unproven = false;
         self.ping_sent = None;
         self.features_deadline = None;
         self.tx_dagtag = None;

@@ -62,11 +62,7 @@ impl Core {
                 }
                 // The peer counts from here (`spec/wire-protocol.md` §4.4).
                 self.send_data(n, None, Packet::Dagtag(palisade_wire::Dagtag { dagtag: self.dagtag }));
-                for v in self.vnrs() {
-                    if self.is_primary() && self.devs.get(&v).is_some_and(|d| !d.unproven.is_empty()) {
-                        self.send_uuids(n, v, palisade_wire::UuidFlags::NONE, 0);
-                    }
-                }
+                self.count_in_unproven(n);
             }
         }
         self.mark_generations(old, &unconfirmed);
@@ -170,6 +166,20 @@ impl Core {
         for (n, v, text) in lines {
             let scope = self.scope(n, v);
             self.log(LogLevel::Info, scope, format!("{text} [{tag}]"));
+        }
+    }
+
+    /// A peer at a generation before the exposed one is told the latter, and has it from here on.
+    fn count_in_unproven(&mut self, n: NodeId) {
+        let Some(c) = self.conns.get_mut(&n).filter(|c| c.shows_unproven) else { return };
+        c.shows_unproven = false;
+        for v in self.vnrs() {
+            let Some(d) = self.devs.get(&v).filter(|d| !d.unproven.is_empty()) else { continue };
+            let exposed = d.exposed_uuid;
+            self.send_uuids(n, v, palisade_wire::UuidFlags::NONE, 0);
+            if let Some(u) = self.pds.get_mut(&(n, v)).and_then(|p| p.uuids.as_mut()) {
+                u.set.current = exposed;
+            }
         }
     }
 

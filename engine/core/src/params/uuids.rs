@@ -61,7 +61,11 @@ impl Core {
     pub(crate) fn unproven_match(&self, n: NodeId, v: VolumeNr) -> Option<u64> {
         let theirs = self.pds.get(&(n, v))?.uuids.as_ref()?.set.current;
         let unproven = &self.devs.get(&v)?.unproven;
-        (!self.st.connected(n) && unproven.iter().any(|u| same(*u, theirs))).then_some(theirs)
+        let matches = !self.st.connected(n) && unproven.iter().any(|u| same(*u, theirs));
+        // Writes on their way to others would be missing here; those that are withheld are issued anew.
+        let on_their_way =
+            !self.frozen() && self.requests.values().any(|r| r.vnr == v && r.submitted && !r.completed);
+        (matches && !on_their_way).then_some(theirs)
     }
 
     /// Sends the own identifiers (or, diskless, the exposed one) to a peer.
@@ -71,7 +75,11 @@ impl Core {
                 .devs
                 .get(&v)
                 .map_or(0, |d| if d.exposed_uuid == 0 { d.current_uuid() } else { d.exposed_uuid });
-            let uuid = self.unproven_match(n, v).unwrap_or(uuid);
+            let unproven = self.unproven_match(n, v);
+            if let Some(c) = self.conns.get_mut(&n).filter(|_| unproven.is_some()) {
+                c.shows_unproven = true;
+            }
+            let uuid = unproven.unwrap_or(uuid);
             let weak = if self.is_primary() { self.weak_mask(v) } else { 0 };
             self.send_data(n, Some(v), Packet::CurrentUuid(CurrentUuid { uuid, weak_nodes: weak }));
             return;

@@ -140,7 +140,7 @@ impl Core {
     }
 
     /// Frozen for a reason that decides whether unconfirmed writes may complete.
-    pub(super) fn frozen(&self) -> bool {
+    pub(crate) fn frozen(&self) -> bool {
         self.st.susp_fen || self.st.susp_quorum || self.st.susp_nod || self.st.susp_uuid
     }
 
