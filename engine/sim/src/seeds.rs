@@ -446,7 +446,7 @@ impl Run<'_> {
             println!("{:>12.6} ### the data of {} is kept", self.w.now as f64 / 1e9, self.w.name(keep));
         }
         self.administrator = true;
-        self.w.history.give_up();
+        self.w.start_over(keep);
         for n in 0..self.count() {
             let joined = self.w.core(keep).is_some_and(|c| n == keep || c.state().connected(id(n)));
             if !joined {
