@@ -223,6 +223,10 @@ impl Core {
     /// A peer has a new current UUID (`spec/state-machine.md` §8.6).
     fn follow_generation(&mut self, n: NodeId, v: VolumeNr, current: u64, new_datagen: bool, weak: u64) {
         use ReplState as R;
+        // What an attaching disk has is what is being found out.
+        if matches!(self.st.disk(v), DiskState::Attaching | DiskState::Negotiating) {
+            return;
+        }
         // A disk on its way out gets none of the writes of the new generation.
         let leaving = matches!(self.st.disk(v), DiskState::Detaching | DiskState::Failed);
         let Some(mut set) = self.uuid_set(v).filter(|_| !leaving) else {
