@@ -338,12 +338,11 @@ impl Core {
             self.devs.get(&v).is_some_and(|d| crate::tables::uuid::same(u.set.current, d.current_uuid()));
         let (disk, pdsk) = (self.st.disk(v), self.st.pdsk(n, v));
         let (primary, peer_primary) = (self.is_primary(), self.st.peer_role(n) == Role::Primary);
-        // Beside a Primary with current data, one that was cut off from it may be behind by just the bits.
-        let least = |other: bool| if other { DiskState::Outdated } else { DiskState::Consistent };
-        if !same
-            || pdsk < least(primary && disk == DiskState::UpToDate)
-            || disk < least(peer_primary && pdsk == DiskState::UpToDate)
-        {
+        // Beside current data, what was cut off may be behind by just the bits.
+        let least = |other: DiskState| {
+            if other == DiskState::UpToDate { DiskState::Outdated } else { DiskState::Consistent }
+        };
+        if !same || pdsk < least(disk) || disk < least(pdsk) {
             return EqualBits::Unknown;
         }
         let bits = |m: NodeId| {
@@ -366,7 +365,9 @@ impl Core {
             (true, false) => true,
             (false, true) => false,
             (true, true) => return EqualBits::Unknown,
-            // One of them was cut off from a Primary: only that one's resync tells what it lacks.
+            // One of them was cut off. The other knows what it lacks unless a Primary still writes.
+            (false, false) if disk > pdsk && self.st.stable() => true,
+            (false, false) if disk < pdsk && u.flags.contains(palisade_wire::UuidFlags::STABLE) => false,
             (false, false) if disk != pdsk => return EqualBits::Unknown,
             // Bits on one side only: a diskless Primary wrote there without the other.
             (false, false) if diskless_primary && (mine == 0 || theirs == 0) => mine > 0,

@@ -91,9 +91,7 @@ impl Core {
                 Some(Passing::Behind(disk))
             }
             R::Established
-                if disk == D::UpToDate
-                    && (s.pdsk == D::UpToDate || self.is_primary() && s.pdsk == D::Outdated)
-                    && !resyncing =>
+                if disk == D::UpToDate && (s.pdsk == D::UpToDate || s.pdsk == D::Outdated) && !resyncing =>
             {
                 let l = self.devs.get(&v)?.ldev.as_ref()?;
                 let bits = l.bitmap.weight(l.slot(n)?);
