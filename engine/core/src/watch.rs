@@ -6,7 +6,6 @@
 
 use crate::core::Core;
 use crate::io::LogLevel;
-use crate::tables::uuid::same;
 use crate::types::{NodeId, Time, VolumeNr};
 use palisade_wire::UuidFlags;
 use palisade_wire::enums::{ConnState, DiskState, ReplState};
@@ -30,8 +29,6 @@ pub(crate) enum Passing {
     Behind(DiskState),
     /// Both UpToDate, and so many bits set here and, as it said, at the peer.
     Bits(u64, u64),
-    /// Both UpToDate without a Primary, at different generations.
-    Apart,
     /// A running resync, with so many bits left and sectors done.
     Resync(u64, u64),
 }
@@ -100,11 +97,6 @@ impl Core {
                 let bits = l.bitmap.weight(l.slot(n)?);
                 let theirs = p.uuids.as_ref().map_or(0, |u| u.dirty_bits);
                 let idle = !self.requests.values().any(|r| r.vnr == v);
-                let own = self.devs.get(&v)?.current_uuid();
-                let apart = p.uuids.as_ref().is_some_and(|u| !same(u.set.current, own));
-                if apart && s.pdsk == D::UpToDate && self.st.stable() {
-                    return Some(Passing::Apart);
-                }
                 (bits + theirs > 0 && idle).then_some(Passing::Bits(bits, theirs))
             }
             _ => None,
@@ -144,12 +136,6 @@ impl Core {
                     self.send_uuids(n, v, UuidFlags::RESYNC, 0);
                     self.reconsider(n, v);
                 }
-            }
-            Passing::Apart => {
-                let text = "UpToDate at another generation than an UpToDate peer: comparing again";
-                self.log(LogLevel::Info, scope, text);
-                self.send_uuids(n, v, UuidFlags::RESYNC, 0);
-                self.reconsider(n, v);
             }
             Passing::Bits(mine, theirs) => {
                 let text = format!("{mine} bits set here and {theirs} there between UpToDate replicas");
