@@ -27,6 +27,8 @@ pub struct DeviceStatus {
     pub minor: u32,
     /// Own disk.
     pub disk: DiskState,
+    /// Intentionally diskless.
+    pub client: bool,
     /// Has quorum.
     pub quorum: bool,
     /// Size, KiB.
@@ -124,6 +126,7 @@ impl Core {
                     vnr: d.vnr,
                     minor: d.minor,
                     disk: self.st.disk(d.vnr),
+                    client: d.client,
                     quorum: self.st.devs.get(&d.vnr).is_some_and(|x| x.quorum),
                     size_kib: d.size / 2,
                     read_kib: d.read_sectors / 2,

@@ -5,7 +5,7 @@
 //! queues of all streams; submit everything at once with the next wait.
 
 use crate::config::Local;
-use crate::control::Control;
+use crate::control::{Control, ReplyTo};
 use crate::core_api::{
     AdminError, AdminId, Command, Core, Input, IoError, LogLevel, NodeId, Output, Stream, Time, VolumeNr,
 };
@@ -19,6 +19,7 @@ use crate::process::Notifier;
 use crate::ring::{Done, Fd, Op, Ring};
 use crate::sys;
 use bytes::Bytes;
+use palisade_control::Reply;
 use palisade_export::BufferPool;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io;
@@ -91,6 +92,8 @@ pub struct Engine {
     pub(crate) pool: BufferPool,
     pub(crate) local: Local,
     pub(crate) backings: BTreeMap<VolumeNr, Rc<Backing>>,
+    /// Who waits for the end of a detach.
+    pub(crate) detaching: Vec<(VolumeNr, ReplyTo)>,
     pub(crate) net: Net,
     pub(crate) front: Front,
     pub(crate) control: Control,
@@ -123,6 +126,7 @@ impl Engine {
             pool: BufferPool::new(POOL_IDLE_BYTES),
             local: Local::default(),
             backings: BTreeMap::new(),
+            detaching: Vec::new(),
             net: Net::default(),
             front: Front::default(),
             control,
@@ -319,6 +323,12 @@ impl Engine {
         self.backings.remove(&vnr);
         if let Some(volume) = self.local.volumes.get_mut(&vnr.0) {
             volume.backing = None;
+        }
+        let (ended, others) = std::mem::take(&mut self.detaching).into_iter().partition(|(v, _)| *v == vnr);
+        self.detaching = others;
+        let ended: Vec<(VolumeNr, ReplyTo)> = ended;
+        for (_, to) in ended {
+            self.reply(to, Reply::done());
         }
         self.status_changed = true;
     }

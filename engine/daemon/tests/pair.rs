@@ -6,7 +6,7 @@ use palisade_control::{Command, code};
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
-use support::{Cluster, Setup, until};
+use support::{Cluster, MINOR, Setup, until};
 
 fn pattern(seed: u8, len: usize) -> Vec<u8> {
     (0..len).map(|n| (n as u8).wrapping_mul(31).wrapping_add(seed)).collect()
@@ -101,6 +101,94 @@ fn three_nodes_hold_the_same() {
         nbd.write(n * 200_704, &pattern(n as u8, 8192)).unwrap();
     }
     nbd.flush().unwrap();
+    drop(nbd);
+    until("openers gone", || (cluster.nodes[0].status().devices[0].open == Some(false)).then_some(()));
+    for node in &mut cluster.nodes {
+        node.down();
+    }
+    assert!(cluster.images_equal());
+}
+
+#[test]
+fn a_diskless_primary_works_through_its_peers() {
+    let setup = Setup { nodes: 3, bytes: 32 << 20, clients: &[2], quorum: "majority", ..Setup::default() };
+    let mut cluster = Cluster::start(&setup);
+    cluster.connected();
+    cluster.nodes[0].ok(Command::NewCurrentUuid { minor: MINOR, clear_bitmap: true, force_resync: false });
+    cluster.in_sync();
+    let device = cluster.nodes[2].status().devices[0].clone();
+    assert!(device.client && device.disk_state.as_str() == "Diskless", "{device:?}");
+    for n in 0..2 {
+        let seen = cluster.nodes[n].connection(2).peer_devices[0].clone();
+        assert!(seen.peer_client && seen.peer_disk_state.as_str() == "Diskless", "{seen:?}");
+        assert!(!cluster.nodes[n].status().devices[0].client);
+    }
+    let shown = cluster.nodes[2].running();
+    assert!(shown.volumes[0].client && shown.volumes[0].device_options.is_empty(), "{shown:?}");
+
+    cluster.nodes[2].ok(Command::Primary { force: false });
+    let mut nbd = cluster.nodes[2].nbd();
+    let large = pattern(1, 3 << 20);
+    nbd.write(0, &large).unwrap();
+    nbd.write(5 << 20, &pattern(9, 512)).unwrap();
+    nbd.flush().unwrap();
+    assert_eq!(nbd.read(0, 3 << 20).unwrap(), large);
+    assert_eq!(nbd.read(5 << 20, 512).unwrap(), pattern(9, 512));
+    assert!(cluster.nodes[2].status().devices[0].quorum);
+
+    // One server dies: one server and the diskless node go on.
+    cluster.nodes[0].kill();
+    for n in 0..20_u64 {
+        nbd.write((8 << 20) + n * 4096, &pattern(n as u8, 4096)).unwrap();
+    }
+    nbd.flush().unwrap();
+    let lost = |c: &mut Cluster| c.nodes[2].connection(0).connection_state.as_str() != "Connected";
+    until("loss noticed", || lost(&mut cluster).then_some(()));
+    nbd.write(6 << 20, &pattern(7, 8192)).unwrap();
+    assert!(cluster.nodes[2].status().devices[0].quorum);
+    assert_eq!(nbd.read(0, 3 << 20).unwrap(), large);
+    for n in 0..20_u64 {
+        assert_eq!(nbd.read((8 << 20) + n * 4096, 4096).unwrap(), pattern(n as u8, 4096));
+    }
+    // The last disk cannot leave.
+    let refused = cluster.nodes[1].refused(Command::Down);
+    assert!(refused.code == code::CW_FAILED_BY_PEER && refused.info.len() == 1, "{refused:?}");
+
+    // It comes back and is resynced; the refused command had given up the link that was lost anyway.
+    cluster.nodes[1].connect(0);
+    cluster.nodes[0].apply_al();
+    cluster.up(0);
+    cluster.connected();
+    cluster.in_sync();
+    until("resync finished", || {
+        let pd = cluster.nodes[1].connection(0).peer_devices[0].clone();
+        (pd.replication_state.as_str() == "Established" && pd.out_of_sync == 0).then_some(())
+    });
+    drop(nbd);
+    until("openers gone", || (cluster.nodes[2].status().devices[0].open == Some(false)).then_some(()));
+    for node in cluster.nodes.iter_mut().rev() {
+        node.down();
+    }
+    assert!(cluster.images_equal());
+}
+
+#[test]
+fn a_volume_becomes_diskless_and_diskful_again() {
+    let mut cluster = Cluster::ready(&Setup::default());
+    let mut nbd = cluster.nodes[0].nbd();
+    nbd.write(0, &pattern(3, 8192)).unwrap();
+    cluster.nodes[0].ok(Command::Detach { minor: MINOR, force: false, diskless: true });
+    // Answered when the device is free: it can be attached elsewhere at once.
+    let device = cluster.nodes[0].status().devices[0].clone();
+    assert!(device.client && device.disk_state.as_str() == "Diskless", "{device:?}");
+    assert_eq!(nbd.read(0, 8192).unwrap(), pattern(3, 8192));
+    nbd.write(4096, &pattern(4, 8192)).unwrap();
+    cluster.nodes[0].apply_al();
+    cluster.nodes[0].attach();
+    cluster.in_sync();
+    assert!(!cluster.nodes[0].status().devices[0].client);
+    assert!(!cluster.nodes[0].running().volumes[0].client);
+    assert_eq!(nbd.read(4096, 8192).unwrap(), pattern(4, 8192));
     drop(nbd);
     until("openers gone", || (cluster.nodes[0].status().devices[0].open == Some(false)).then_some(()));
     for node in &mut cluster.nodes {

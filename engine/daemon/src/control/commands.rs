@@ -101,12 +101,8 @@ impl Engine {
                 self.disk_options(to, minor, &options, set_defaults)
             }
             Command::Detach { minor, force, diskless } => {
-                if diskless {
-                    let why = "This engine does not support intentionally diskless volumes yet; leave '--diskless' out.";
-                    return Err(refuse(code::NOT_SUPPORTED, why));
-                }
                 let vnr = self.volume(minor)?;
-                self.ask(to, CoreCommand::Detach { vnr, force }, |_| {});
+                self.detach(to, vnr, force, diskless);
                 Ok(())
             }
             Command::Verify { .. } | Command::Resize { .. } => {
@@ -261,8 +257,17 @@ impl Engine {
         Ok(())
     }
 
+    /// The volume is meant to be without a disk from now on.
+    fn set_client(&mut self, vnr: VolumeNr) {
+        if let Some(volume) = self.local.volumes.get_mut(&vnr.0) {
+            volume.client = true;
+        }
+        self.admin(CoreCommand::SetClient(vnr), |_, _| {});
+    }
+
     fn new_minor(&mut self, to: ReplyTo, minor: u32, volume: u16, options: Options) -> Outcome {
-        options::device(&options)?;
+        let client = options::device(&options)?;
+        let options: Options = options.iter().filter(|(name, _)| *name != "diskless").collect();
         if minor >= 1 << 20 {
             return Err(refuse(code::INVALID_REQUEST, format!("{minor} is no minor number (0 to 1048575).")));
         }
@@ -273,7 +278,10 @@ impl Engine {
             return Err(Refusal::new(code::MINOR_OR_VOLUME_EXISTS));
         }
         self.ask(to, CoreCommand::NewVolume { vnr: VolumeNr(volume), minor }, move |e| {
-            e.local.volumes.insert(volume, LocalVolume { minor, options, backing: None });
+            e.local.volumes.insert(volume, LocalVolume { minor, client: false, options, backing: None });
+            if client {
+                e.set_client(VolumeNr(volume));
+            }
         });
         Ok(())
     }
@@ -441,8 +449,30 @@ impl Engine {
         if let Some(volume) = self.local.volumes.get_mut(&vnr.0) {
             volume.backing = Some(local);
         }
-        self.ask(to, command, |_| {});
+        self.ask(to, command, move |e| {
+            if let Some(volume) = e.local.volumes.get_mut(&vnr.0) {
+                volume.client = false;
+            }
+        });
         Ok(())
+    }
+
+    /// Answered when the backing device is free again; by force, at once.
+    fn detach(&mut self, to: ReplyTo, vnr: VolumeNr, force: bool, diskless: bool) {
+        self.admin(CoreCommand::Detach { vnr, force }, move |engine, result| {
+            if let Err(e) = result {
+                return engine.reply(to, Reply::Refused(refusal(e)));
+            }
+            if diskless {
+                engine.set_client(vnr);
+            }
+            engine.status_changed = true;
+            if force || !engine.backings.contains_key(&vnr) {
+                engine.reply(to, Reply::done());
+            } else {
+                engine.detaching.push((vnr, to));
+            }
+        });
     }
 
     fn disk_options(&mut self, to: ReplyTo, minor: u32, given: &Options, set_defaults: bool) -> Outcome {

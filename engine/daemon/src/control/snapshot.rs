@@ -73,7 +73,7 @@ impl Engine {
             volume: d.vnr.0,
             minor: d.minor,
             disk_state: disk(d.disk),
-            client: false,
+            client: d.client,
             open,
             quorum: d.quorum,
             backing_dev: volume.and_then(|v| v.backing.as_ref()).map(|b| b.disk.clone()),

@@ -3,7 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use palisade_control::{
-    Client, Command, ConnectionStatus, Endpoint, MetaIndex, Options, Reply, ResourceStatus,
+    Client, Command, ConnectionStatus, Endpoint, MetaIndex, Options, Payload, Reply, ResourceStatus,
+    RunningResource,
 };
 use palisade_metadata::image::create_md;
 use palisade_metadata::{Geometry, Kind, Layout, Superblock, Version};
@@ -36,8 +37,11 @@ pub struct Node {
     pub dir: PathBuf,
     pub disk: PathBuf,
     pub port: u16,
+    /// Intentionally diskless.
+    pub client: bool,
+    quorum: &'static str,
     child: Option<Child>,
-    client: Option<Client>,
+    control: Option<Client>,
 }
 
 pub struct Cluster {
@@ -50,6 +54,9 @@ pub struct Cluster {
 pub struct Setup {
     pub nodes: u8,
     pub bytes: u64,
+    /// Node ids without a disk.
+    pub clients: &'static [u8],
+    pub quorum: &'static str,
     pub net: Vec<(&'static str, &'static str)>,
 }
 
@@ -57,7 +64,7 @@ impl Default for Setup {
     fn default() -> Self {
         let net =
             vec![("cram-hmac-alg", "sha256"), ("shared-secret", "sesame"), ("socket-check-timeout", "1")];
-        Self { nodes: 2, bytes: 64 << 20, net }
+        Self { nodes: 2, bytes: 64 << 20, clients: &[], quorum: "off", net }
     }
 }
 
@@ -91,7 +98,8 @@ impl Cluster {
                 file.set_len(setup.bytes).unwrap();
                 let layout = Layout::compute(Kind::Internal, setup.bytes, None, Geometry::new(4)).unwrap();
                 create_md(&file, &layout, &Superblock::fresh(Version::V09, &layout)).unwrap();
-                Node { id, dir: home, disk, port, child: None, client: None }
+                let client = setup.clients.contains(&id);
+                Node { id, dir: home, disk, port, client, quorum: setup.quorum, child: None, control: None }
             })
             .collect();
         Self { _dir: dir, nodes, net: options(&setup.net) }
@@ -100,13 +108,24 @@ impl Cluster {
     pub fn up(&mut self, n: usize) {
         let count = self.nodes.len();
         let net = self.net.clone();
+        let clients: Vec<bool> = self.nodes.iter().map(|n| n.client).collect();
         let node = &mut self.nodes[n];
         node.spawn();
         node.configure();
         for peer in (0..count).filter(|p| *p != n) {
             node.peer(peer as u8, net.clone());
+            if clients[peer] {
+                node.ok(Command::PeerDeviceOptions {
+                    peer_node_id: peer as u8,
+                    volume: 0,
+                    options: options(&[("bitmap", "no")]),
+                    set_defaults: false,
+                });
+            }
         }
-        node.attach();
+        if !node.client {
+            node.attach();
+        }
         for peer in (0..count).filter(|p| *p != n) {
             node.connect(peer as u8);
         }
@@ -126,7 +145,7 @@ impl Cluster {
 
     /// Waits until all disks are UpToDate.
     pub fn in_sync(&mut self) {
-        for n in 0..self.nodes.len() {
+        for n in (0..self.nodes.len()).filter(|n| !self.nodes[*n].client).collect::<Vec<_>>() {
             until(&format!("disk of {n} UpToDate"), || {
                 let s = self.nodes[n].status();
                 (s.devices[0].disk_state.as_str() == "UpToDate").then_some(())
@@ -155,8 +174,8 @@ impl Cluster {
             let data = all.len() - (1 << 20);
             all[..data].to_vec()
         };
-        let first = read(&self.nodes[0]);
-        self.nodes[1..].iter().all(|n| read(n) == first)
+        let images: Vec<Vec<u8>> = self.nodes.iter().filter(|n| !n.client).map(read).collect();
+        images.windows(2).all(|pair| pair[0] == pair[1])
     }
 }
 
@@ -189,7 +208,7 @@ impl Node {
         self.child = Some(child);
         let path = self.dir.join("r0.sock");
         let client = until("control socket", || Client::connect_path("r0", &path, LIMIT).ok());
-        self.client = Some(client);
+        self.control = Some(client);
     }
 
     pub fn log(&self) -> String {
@@ -201,9 +220,14 @@ impl Node {
         self.ok(Command::NewResource {
             name: "r0".into(),
             node_id,
-            options: options(&[("quorum", "off"), ("auto-promote", "no")]),
+            options: options(&[
+                ("quorum", self.quorum),
+                ("on-no-quorum", "io-error"),
+                ("auto-promote", "no"),
+            ]),
         });
-        self.ok(Command::NewMinor { minor: MINOR, volume: 0, options: Options::new() });
+        let device = if self.client { options(&[("diskless", "yes")]) } else { Options::new() };
+        self.ok(Command::NewMinor { minor: MINOR, volume: 0, options: device });
     }
 
     pub fn peer(&mut self, peer: u8, net: Options) {
@@ -241,7 +265,7 @@ impl Node {
 
     pub fn call(&mut self, command: Command) -> Reply {
         let log = self.dir.join("log");
-        let client = self.client.as_mut().expect("a running engine");
+        let client = self.control.as_mut().expect("a running engine");
         client.call(command, CALL).unwrap_or_else(|e| {
             panic!("{e}\n{}", std::fs::read_to_string(log).unwrap_or_default());
         })
@@ -261,7 +285,14 @@ impl Node {
     }
 
     pub fn status(&mut self) -> ResourceStatus {
-        self.client.as_mut().expect("a running engine").status(LIMIT).unwrap().expect("a resource")
+        self.control.as_mut().expect("a running engine").status(LIMIT).unwrap().expect("a resource")
+    }
+
+    pub fn running(&mut self) -> RunningResource {
+        match self.call(Command::Show) {
+            Reply::Ok { payload: Payload::Running(running), .. } => running,
+            other => panic!("{other:?}"),
+        }
     }
 
     pub fn connection(&mut self, peer: usize) -> ConnectionStatus {
@@ -273,14 +304,14 @@ impl Node {
             child.kill().unwrap();
             child.wait().unwrap();
         }
-        self.client = None;
+        self.control = None;
     }
 
     pub fn down(&mut self) {
         self.ok(Command::Down);
         let status = self.child.take().unwrap().wait().unwrap();
         assert!(status.success(), "{status}\n{}", self.log());
-        self.client = None;
+        self.control = None;
     }
 
     pub fn is_running(&mut self) -> bool {
