@@ -5,6 +5,7 @@
 //! queues of all streams; submit everything at once with the next wait.
 
 use crate::config::Local;
+use crate::control::commands::Claim;
 use crate::control::{Control, ReplyTo};
 use crate::core_api::{
     AdminError, AdminId, Command, Core, Input, IoError, LogLevel, NodeId, Output, Stream, Time, VolumeNr,
@@ -92,6 +93,8 @@ pub struct Engine {
     pub(crate) pool: BufferPool,
     pub(crate) local: Local,
     pub(crate) backings: BTreeMap<VolumeNr, Rc<Backing>>,
+    /// Attaches that wait for their devices.
+    pub(crate) claims: Vec<Claim>,
     /// Who waits for the end of a detach.
     pub(crate) detaching: Vec<(VolumeNr, ReplyTo)>,
     pub(crate) net: Net,
@@ -126,6 +129,7 @@ impl Engine {
             pool: BufferPool::new(POOL_IDLE_BYTES),
             local: Local::default(),
             backings: BTreeMap::new(),
+            claims: Vec::new(),
             detaching: Vec::new(),
             net: Net::default(),
             front: Front::default(),
@@ -177,7 +181,8 @@ impl Engine {
 
     fn deadline(&self) -> Option<Time> {
         let core = self.core.as_ref().and_then(Core::next_timeout).map(|t| t.max(self.timer_at + TIMER_MIN));
-        let others = [self.net.deadline(), self.handlers.deadline(), self.notifier.deadline()];
+        let claim = self.claims.iter().map(|c| c.at).min();
+        let others = [self.net.deadline(), self.handlers.deadline(), self.notifier.deadline(), claim];
         let next = others.into_iter().chain([core]).flatten().min();
         // The core may want to go on at once; a turn of the ring lies between.
         if self.inbox.is_empty() { next } else { Some(Time(0)) }
@@ -187,6 +192,7 @@ impl Engine {
         let now = self.now();
         self.net_timers(now);
         self.handler_timers(now);
+        self.claim_timers(now);
         self.notifier.tick(now);
         if self.core.as_ref().and_then(Core::next_timeout).is_some_and(|t| t <= now) {
             self.timer_at = now;

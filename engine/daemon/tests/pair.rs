@@ -5,6 +5,8 @@ mod support;
 use palisade_control::{Command, code};
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::time::Duration;
 use support::{Cluster, MINOR, Setup, until};
 
@@ -197,6 +199,89 @@ fn a_volume_becomes_diskless_and_diskful_again() {
     assert!(cluster.images_equal());
 }
 
+/// Removes what a failed test left.
+struct Leftovers {
+    minor: u32,
+    mount: PathBuf,
+    paths: Vec<PathBuf>,
+}
+
+impl Drop for Leftovers {
+    fn drop(&mut self) {
+        let quiet = |program: &str, args: &[&Path]| {
+            let _ = std::process::Command::new(program).args(args).stderr(Stdio::null()).status();
+        };
+        quiet("umount", &[Path::new("-l"), &self.mount]);
+        for device in carriers(self.minor).iter().filter(|d| d.starts_with("/dev/loop")) {
+            quiet("losetup", &[Path::new("-d"), device]);
+        }
+        for path in &self.paths {
+            let _ = std::fs::remove_file(path).or_else(|_| std::fs::remove_dir(path));
+        }
+    }
+}
+
+/// Loop and NBD devices of a minor, as far as they still serve something.
+fn carriers(minor: u32) -> Vec<PathBuf> {
+    let name = format!("palisade-drbd{minor}.");
+    let serves = |dir: &Path| {
+        let read = |file| std::fs::read_to_string(dir.join(file)).unwrap_or_default();
+        read("loop/backing_file").contains(&name)
+            || (dir.join("pid").exists() && read("backend").starts_with(&name))
+    };
+    let devices = std::fs::read_dir("/sys/block").unwrap().map(|e| e.unwrap());
+    devices.filter(|e| serves(&e.path())).map(|e| Path::new("/dev").join(e.file_name())).collect()
+}
+
+#[test]
+fn up_after_a_kill_removes_the_dead_device() {
+    let (name, minor) = (format!("kill-{}", std::process::id()), 500_000 + std::process::id() % 500_000);
+    let setup =
+        Setup { bytes: 32 << 20, name: name.clone(), minor, device: true, nodes: 1, ..Setup::default() };
+    let mut cluster = Cluster::ready(&setup);
+    let node = PathBuf::from(format!("/dev/drbd{minor}"));
+    let link = PathBuf::from(format!("/dev/drbd/by-res/{name}/0"));
+    let at = cluster.nodes[0].dir.join("mnt");
+    std::fs::create_dir(&at).unwrap();
+    let paths = vec![node.clone(), link.clone(), link.parent().unwrap().into()];
+    let _leftovers = Leftovers { minor, mount: at.clone(), paths };
+    let run = |program: &str, args: &[&Path]| {
+        let out = std::process::Command::new(program).args(args).output().unwrap();
+        assert!(out.status.success(), "{program} {args:?}: {out:?}");
+    };
+    let restart = |cluster: &mut Cluster| {
+        cluster.nodes[0].kill();
+        assert!(node.exists() && carriers(minor).len() == 1, "nobody cleaned up");
+        cluster.nodes[0].apply_al();
+        cluster.up(0);
+    };
+    // Idle: everything is gone before anybody promotes.
+    assert!(node.exists() && link.exists());
+    restart(&mut cluster);
+    until("the end of the dead device", || {
+        (!node.exists() && link.symlink_metadata().is_err() && carriers(minor).len() == 0).then_some(())
+    });
+    // In use: the name is free, the device goes with its user.
+    cluster.nodes[0].ok(Command::Primary { force: false });
+    run("mkfs.ext4", &[Path::new("-q"), &node]);
+    run("mount", &[&node, &at]);
+    std::fs::write(at.join("file"), pattern(5, 1 << 20)).unwrap();
+    run("sync", &[Path::new("-f"), &at]);
+    restart(&mut cluster);
+    // Promoted at once: the new node waits for the end of the old one.
+    cluster.nodes[0].ok(Command::Primary { force: false });
+    assert!(node.exists());
+    assert_eq!(carriers(minor).len(), 2);
+    run("umount", &[Path::new("-l"), &at]);
+    until("the end of the dead device", || (carriers(minor).len() == 1).then_some(()));
+    assert!(cluster.nodes[0].log().contains("still used"), "{}", cluster.nodes[0].log());
+    run("mount", &[&node, &at]);
+    assert_eq!(std::fs::read(at.join("file")).unwrap(), pattern(5, 1 << 20));
+    run("umount", &[&at]);
+    cluster.nodes[0].down();
+    assert!(!node.exists() && link.symlink_metadata().is_err() && carriers(minor).len() == 0);
+}
+
 #[test]
 fn a_wrong_secret_ends_in_standalone() {
     let mut cluster = Cluster::prepare(&Setup::default());
@@ -293,6 +378,13 @@ fn a_second_engine_and_a_disk_in_use_are_refused() {
     assert_eq!(refused.code, code::DISK_CLAIMED, "{refused:?}");
     let status = cluster.nodes[1].status();
     assert_eq!(status.devices[0].disk_state.as_str(), "Diskless");
+    // What is about to be free is waited for: then the disk is that of a killed engine.
+    let kill = format!("sleep 0.5; kill -9 {}", cluster.nodes[0].pid());
+    let mut killer = std::process::Command::new("sh").args(["-c", &kill]).spawn().unwrap();
+    let attach = cluster.nodes[1].attach_command();
+    let refused = cluster.nodes[1].refused(attach);
+    assert_eq!(refused.code, code::MD_UNCLEAN, "{refused:?}");
+    killer.wait().unwrap();
 }
 
 #[test]

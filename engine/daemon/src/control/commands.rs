@@ -4,7 +4,9 @@
 
 use super::ReplyTo;
 use crate::config::{LocalBacking, LocalPeer, LocalVolume};
-use crate::core_api::{AdminError, Command as CoreCommand, Core, CoreConfig, NodeId, PeerSpec, VolumeNr};
+use crate::core_api::{
+    AdminError, Command as CoreCommand, Core, CoreConfig, NodeId, PeerSpec, Time, VolumeNr,
+};
 use crate::engine::Engine;
 use crate::flow::refusal;
 use crate::net::Path;
@@ -14,8 +16,25 @@ use palisade_control::{
     AddressFamily, Command, Endpoint, Options, Payload, Refusal, Reply, RunningPath, TimeoutType, code,
 };
 use std::net::SocketAddr;
+use std::time::Duration;
 
 type Outcome = Result<(), Refusal>;
+
+/// How long an attach waits for a device that is in use.
+const CLAIM_PATIENCE: Duration = Duration::from_secs(2);
+/// Time between its attempts.
+const CLAIM_INTERVAL: Duration = Duration::from_millis(50);
+
+/// An attach that waits for its devices.
+#[derive(Debug)]
+pub(crate) struct Claim {
+    to: ReplyTo,
+    minor: u32,
+    local: LocalBacking,
+    /// Next attempt.
+    pub(crate) at: Time,
+    until: Time,
+}
 
 fn refuse(code: i32, why: impl Into<String>) -> Refusal {
     Refusal::new(code).with_info(why)
@@ -282,6 +301,7 @@ impl Engine {
             if client {
                 e.set_client(VolumeNr(volume));
             }
+            e.node_clean_up(VolumeNr(volume));
         });
         Ok(())
     }
@@ -434,14 +454,41 @@ impl Engine {
     }
 
     fn attach(&mut self, to: ReplyTo, minor: u32, local: LocalBacking) -> Outcome {
+        let until = self.now() + CLAIM_PATIENCE;
+        self.attach_until(Claim { to, minor, local, at: until, until })
+    }
+
+    /// Tries again to get devices that were in use.
+    pub(crate) fn claim_timers(&mut self, now: Time) {
+        let (due, later) = std::mem::take(&mut self.claims).into_iter().partition(|c| c.at <= now);
+        self.claims = later;
+        let due: Vec<Claim> = due;
+        for claim in due {
+            let to = claim.to;
+            if let Err(refused) = self.attach_until(claim) {
+                self.reply(to, Reply::Refused(refused));
+            }
+        }
+    }
+
+    /// The kernel lets go of what a killed engine had open some time after that is gone: until then, wait.
+    fn attach_until(&mut self, claim: Claim) -> Outcome {
+        let Claim { to, minor, ref local, until, .. } = claim;
         let vnr = self.volume(minor)?;
         let (config, md_flushes) = options::disk(&local.options)?;
         if self.backings.contains_key(&vnr) {
             return Err(Refusal::new(code::DISK_CONFIGURED));
         }
         let node_id = self.local.node_id.unwrap_or_default();
-        let (backing, core) =
-            disk::open(&local.disk, &local.meta_disk, local.meta_index, node_id, &self.pool)?;
+        let opened = disk::open(&local.disk, &local.meta_disk, local.meta_index, node_id, &self.pool);
+        let claimed = |e: &Refusal| matches!(e.code, code::DISK_CLAIMED | code::MD_DISK_CLAIMED);
+        let now = self.now();
+        if opened.as_ref().is_err_and(claimed) && now < until {
+            self.claims.push(Claim { at: now + CLAIM_INTERVAL, ..claim });
+            return Ok(());
+        }
+        let (backing, core) = opened?;
+        let local = claim.local;
         backing.md_flushes.set(md_flushes);
         self.backings.insert(vnr, backing);
         let command = CoreCommand::Attach { vnr, backing: core, disk: config };

@@ -2,6 +2,7 @@
 
 use crate::core_api::Core;
 use crate::engine::Engine;
+use crate::front::device::NodeState;
 use palisade_control::{
     ConnectionState, ConnectionStatus, DeviceStatistics, DeviceStatus, DiskState, GenerationInfo, PathStatus,
     PeerDeviceStatus, ReplicationState, ResourceStatus, ResyncSuspended, Role, SyncDetails, WriteOrdering,
@@ -64,7 +65,7 @@ impl Engine {
         // Who has the node open is only known by searching all processes.
         let open = if nbd {
             Some(true)
-        } else if self.front.nodes.contains_key(&d.vnr) {
+        } else if self.front.nodes.get(&d.vnr).is_some_and(|n| n.state != NodeState::CleaningUp) {
             None
         } else {
             Some(false)

@@ -40,6 +40,10 @@ pub struct Node {
     /// Intentionally diskless.
     pub client: bool,
     quorum: &'static str,
+    pub name: String,
+    pub minor: u32,
+    /// `/dev/drbdN` is made.
+    device: bool,
     child: Option<Child>,
     control: Option<Client>,
 }
@@ -57,6 +61,10 @@ pub struct Setup {
     /// Node ids without a disk.
     pub clients: &'static [u8],
     pub quorum: &'static str,
+    pub name: String,
+    pub minor: u32,
+    /// Make `/dev/drbdN`: name and minor must be this test's alone.
+    pub device: bool,
     pub net: Vec<(&'static str, &'static str)>,
 }
 
@@ -64,7 +72,16 @@ impl Default for Setup {
     fn default() -> Self {
         let net =
             vec![("cram-hmac-alg", "sha256"), ("shared-secret", "sesame"), ("socket-check-timeout", "1")];
-        Self { nodes: 2, bytes: 64 << 20, clients: &[], quorum: "off", net }
+        Self {
+            nodes: 2,
+            bytes: 64 << 20,
+            clients: &[],
+            quorum: "off",
+            name: "r0".into(),
+            minor: MINOR,
+            device: false,
+            net,
+        }
     }
 }
 
@@ -99,7 +116,19 @@ impl Cluster {
                 let layout = Layout::compute(Kind::Internal, setup.bytes, None, Geometry::new(4)).unwrap();
                 create_md(&file, &layout, &Superblock::fresh(Version::V09, &layout)).unwrap();
                 let client = setup.clients.contains(&id);
-                Node { id, dir: home, disk, port, client, quorum: setup.quorum, child: None, control: None }
+                Node {
+                    id,
+                    dir: home,
+                    disk,
+                    port,
+                    client,
+                    quorum: setup.quorum,
+                    name: setup.name.clone(),
+                    minor: setup.minor,
+                    device: setup.device,
+                    child: None,
+                    control: None,
+                }
             })
             .collect();
         Self { _dir: dir, nodes, net: options(&setup.net) }
@@ -158,7 +187,7 @@ impl Cluster {
         let mut cluster = Self::start(setup);
         cluster.connected();
         cluster.nodes[0].ok(Command::NewCurrentUuid {
-            minor: MINOR,
+            minor: setup.minor,
             clear_bitmap: true,
             force_resync: false,
         });
@@ -179,7 +208,7 @@ impl Cluster {
     }
 }
 
-/// Minor numbers do not matter: no test makes device nodes.
+/// The number does not matter where no device node is made.
 pub const MINOR: u32 = 900;
 
 impl Node {
@@ -197,7 +226,10 @@ impl Node {
 
     pub fn process(&self) -> Process {
         let mut process = Process::new(env!("CARGO_BIN_EXE_palisaded"));
-        process.arg("r0").env("PALISADE_RUNTIME_DIR", &self.dir).env("PALISADE_DEVICE", "none");
+        process.arg(&self.name).env("PALISADE_RUNTIME_DIR", &self.dir);
+        if !self.device {
+            process.env("PALISADE_DEVICE", "none");
+        }
         process.stdin(Stdio::null());
         process
     }
@@ -206,8 +238,8 @@ impl Node {
         let log = File::options().create(true).append(true).open(self.dir.join("log")).unwrap();
         let child = self.process().stderr(log).spawn().unwrap();
         self.child = Some(child);
-        let path = self.dir.join("r0.sock");
-        let client = until("control socket", || Client::connect_path("r0", &path, LIMIT).ok());
+        let (name, path) = (self.name.clone(), self.dir.join(format!("{}.sock", self.name)));
+        let client = until("control socket", || Client::connect_path(&name, &path, LIMIT).ok());
         self.control = Some(client);
     }
 
@@ -218,7 +250,7 @@ impl Node {
     pub fn configure(&mut self) {
         let node_id = self.id;
         self.ok(Command::NewResource {
-            name: "r0".into(),
+            name: self.name.clone(),
             node_id,
             options: options(&[
                 ("quorum", self.quorum),
@@ -227,7 +259,7 @@ impl Node {
             ]),
         });
         let device = if self.client { options(&[("diskless", "yes")]) } else { Options::new() };
-        self.ok(Command::NewMinor { minor: MINOR, volume: 0, options: device });
+        self.ok(Command::NewMinor { minor: self.minor, volume: 0, options: device });
     }
 
     pub fn peer(&mut self, peer: u8, net: Options) {
@@ -244,7 +276,7 @@ impl Node {
     pub fn attach_command(&self) -> Command {
         let disk = self.disk.to_str().unwrap().to_owned();
         Command::Attach {
-            minor: MINOR,
+            minor: self.minor,
             backing_device: disk.clone(),
             meta_device: disk,
             meta_index: MetaIndex::Internal,
@@ -299,6 +331,10 @@ impl Node {
         self.status().connection(peer as i32).expect("a connection").clone()
     }
 
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().expect("a running engine").id()
+    }
+
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             child.kill().unwrap();
@@ -324,7 +360,7 @@ impl Node {
     }
 
     pub fn nbd_path(&self) -> PathBuf {
-        self.dir.join("r0.0.nbd")
+        self.dir.join(format!("{}.0.nbd", self.name))
     }
 }
 
