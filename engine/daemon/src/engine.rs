@@ -69,6 +69,8 @@ pub enum Token {
     NbdSend(u64),
     /// A device node has something to say.
     Device(VolumeNr, u64),
+    /// What a file has allocated is known.
+    Looked(u64),
     /// A handler ended.
     Handler(u64),
     /// A signal came.
@@ -229,6 +231,7 @@ impl Engine {
             Token::NbdReceive(id) => self.nbd_received(id, done.op, done.result),
             Token::NbdSend(id) => self.nbd_sent(id, done.op, &done.result),
             Token::Device(vnr, serial) => self.device_ready(vnr, serial),
+            Token::Looked(key) => self.looked(key),
             Token::Handler(id) => self.handler_ended(id),
             Token::Signal => self.signalled(),
             Token::Nobody => {}

@@ -8,7 +8,7 @@ use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
-use support::{Cluster, MINOR, Setup, until};
+use support::{Cluster, MINOR, Node, Setup, until};
 
 fn pattern(seed: u8, len: usize) -> Vec<u8> {
     (0..len).map(|n| (n as u8).wrapping_mul(31).wrapping_add(seed)).collect()
@@ -280,6 +280,56 @@ fn up_after_a_kill_removes_the_dead_device() {
     run("umount", &[&at]);
     cluster.nodes[0].down();
     assert!(!node.exists() && link.symlink_metadata().is_err() && carriers(minor).len() == 0);
+}
+
+/// Offset, length and state of each run that `nbdinfo --map` shows.
+fn map(node: &Node, context: &str) -> Vec<[u64; 3]> {
+    let uri = format!("nbd+unix:///?socket={}", node.nbd_path().display());
+    let map = format!("--map={context}");
+    let out = std::process::Command::new("nbdinfo").args([map.as_str(), uri.as_str()]).output().unwrap();
+    assert!(out.status.success(), "{out:?}");
+    let text = String::from_utf8(out.stdout).unwrap();
+    let run = |line: &str| {
+        let mut words = line.split_whitespace().map(|w| w.parse().unwrap_or(u64::MAX));
+        std::array::from_fn(|_| words.next().unwrap_or(u64::MAX))
+    };
+    text.lines().map(run).collect()
+}
+
+#[test]
+fn block_status_tells_holes_and_what_peers_lack() {
+    const MIB: u64 = 1 << 20;
+    let mut cluster = Cluster::ready(&Setup { bytes: 32 << 20, ..Setup::default() });
+    let size = cluster.nodes[0].status().devices[0].statistics.as_ref().unwrap().size * 1024;
+    let mut nbd = cluster.nodes[0].nbd();
+    nbd.write(MIB, &pattern(1, 65536)).unwrap();
+    nbd.write(5 * MIB + 512, &pattern(2, 512)).unwrap();
+    let expected = [
+        [0, MIB, 3],
+        [MIB, 65536, 0],
+        [MIB + 65536, 4 * MIB - 65536, 3],
+        [5 * MIB, 4096, 0],
+        [5 * MIB + 4096, size - 5 * MIB - 4096, 3],
+    ];
+    assert_eq!(map(&cluster.nodes[0], "base:allocation"), expected);
+    assert_eq!(map(&cluster.nodes[0], "palisade:out-of-sync"), [[0, size, 0]]);
+    let uri = format!("nbd+unix:///?socket={}", cluster.nodes[0].nbd_path().display());
+    let args = ["map", "--output=json", "-f", "raw", &uri];
+    let out = std::process::Command::new("qemu-img").args(args).output().unwrap();
+    let text = String::from_utf8(out.stdout).unwrap();
+    assert!(text.contains("\"start\": 1048576, \"length\": 65536"), "{text}");
+
+    cluster.nodes[1].kill();
+    nbd.write(8 * MIB, &pattern(3, 131_072)).unwrap();
+    let lacking = [[0, 8 * MIB, 0], [8 * MIB, 131_072, 1], [8 * MIB + 131_072, size - 8 * MIB - 131_072, 0]];
+    assert_eq!(map(&cluster.nodes[0], "palisade:out-of-sync"), lacking);
+    cluster.nodes[1].apply_al();
+    cluster.up(1);
+    cluster.connected();
+    until("resync", || (map(&cluster.nodes[0], "palisade:out-of-sync") == [[0, size, 0]]).then_some(()));
+    // Without a disk nobody knows: everything counts as data.
+    cluster.nodes[0].ok(Command::Detach { minor: MINOR, force: false, diskless: false });
+    assert_eq!(map(&cluster.nodes[0], "base:allocation"), [[0, size, 0]]);
 }
 
 #[test]

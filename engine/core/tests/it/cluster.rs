@@ -177,6 +177,18 @@ fn a_primary_may_be_invalidated_while_another_disk_is_up_to_date() {
 }
 
 #[test]
+fn what_peers_lack_is_told_in_runs() {
+    let mut c = Cluster::formed(2);
+    c.cut_link(0, 1);
+    c.advance(Duration::from_secs(2));
+    c.write(0, 1600, 8192, 1);
+    let core = &c.nodes[0].core;
+    assert_eq!(core.out_of_sync(V, 0..4096, 9), [(1600, false), (16, true), (2480, false)]);
+    assert_eq!(core.out_of_sync(V, 0..4096, 2), [(1600, false), (16, true)]);
+    assert_eq!(core.out_of_sync(V, 1604..1700, 9), [(12, true), (84, false)]);
+}
+
+#[test]
 fn writes_lost_with_the_quorum_are_issued_again() {
     let mut c = Cluster::formed_with_quorum();
     c.write(0, 0, 4096, 1);
