@@ -6,9 +6,8 @@ use palisade_control::{Command, code};
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::Duration;
-use support::{Cluster, MINOR, Node, Setup, until};
+use support::{Cluster, Leftovers, MINOR, Setup, carriers, map, until};
 
 fn pattern(seed: u8, len: usize) -> Vec<u8> {
     (0..len).map(|n| (n as u8).wrapping_mul(31).wrapping_add(seed)).collect()
@@ -199,40 +198,6 @@ fn a_volume_becomes_diskless_and_diskful_again() {
     assert!(cluster.images_equal());
 }
 
-/// Removes what a failed test left.
-struct Leftovers {
-    minor: u32,
-    mount: PathBuf,
-    paths: Vec<PathBuf>,
-}
-
-impl Drop for Leftovers {
-    fn drop(&mut self) {
-        let quiet = |program: &str, args: &[&Path]| {
-            let _ = std::process::Command::new(program).args(args).stderr(Stdio::null()).status();
-        };
-        quiet("umount", &[Path::new("-l"), &self.mount]);
-        for device in carriers(self.minor).iter().filter(|d| d.starts_with("/dev/loop")) {
-            quiet("losetup", &[Path::new("-d"), device]);
-        }
-        for path in &self.paths {
-            let _ = std::fs::remove_file(path).or_else(|_| std::fs::remove_dir(path));
-        }
-    }
-}
-
-/// Loop and NBD devices of a minor, as far as they still serve something.
-fn carriers(minor: u32) -> Vec<PathBuf> {
-    let name = format!("palisade-drbd{minor}.");
-    let serves = |dir: &Path| {
-        let read = |file| std::fs::read_to_string(dir.join(file)).unwrap_or_default();
-        read("loop/backing_file").contains(&name)
-            || (dir.join("pid").exists() && read("backend").starts_with(&name))
-    };
-    let devices = std::fs::read_dir("/sys/block").unwrap().map(|e| e.unwrap());
-    devices.filter(|e| serves(&e.path())).map(|e| Path::new("/dev").join(e.file_name())).collect()
-}
-
 #[test]
 fn up_after_a_kill_removes_the_dead_device() {
     let (name, minor) = (format!("kill-{}", std::process::id()), 500_000 + std::process::id() % 500_000);
@@ -259,7 +224,7 @@ fn up_after_a_kill_removes_the_dead_device() {
     assert!(node.exists() && link.exists());
     restart(&mut cluster);
     until("the end of the dead device", || {
-        (!node.exists() && link.symlink_metadata().is_err() && carriers(minor).len() == 0).then_some(())
+        (!node.exists() && link.symlink_metadata().is_err() && carriers(minor).is_empty()).then_some(())
     });
     // In use: the name is free, the device goes with its user.
     cluster.nodes[0].ok(Command::Primary { force: false });
@@ -279,21 +244,7 @@ fn up_after_a_kill_removes_the_dead_device() {
     assert_eq!(std::fs::read(at.join("file")).unwrap(), pattern(5, 1 << 20));
     run("umount", &[&at]);
     cluster.nodes[0].down();
-    assert!(!node.exists() && link.symlink_metadata().is_err() && carriers(minor).len() == 0);
-}
-
-/// Offset, length and state of each run that `nbdinfo --map` shows.
-fn map(node: &Node, context: &str) -> Vec<[u64; 3]> {
-    let uri = format!("nbd+unix:///?socket={}", node.nbd_path().display());
-    let map = format!("--map={context}");
-    let out = std::process::Command::new("nbdinfo").args([map.as_str(), uri.as_str()]).output().unwrap();
-    assert!(out.status.success(), "{out:?}");
-    let text = String::from_utf8(out.stdout).unwrap();
-    let run = |line: &str| {
-        let mut words = line.split_whitespace().map(|w| w.parse().unwrap_or(u64::MAX));
-        std::array::from_fn(|_| words.next().unwrap_or(u64::MAX))
-    };
-    text.lines().map(run).collect()
+    assert!(!node.exists() && link.symlink_metadata().is_err() && carriers(minor).is_empty());
 }
 
 #[test]

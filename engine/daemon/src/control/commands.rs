@@ -77,7 +77,7 @@ impl Engine {
                 self.ask(to, CoreCommand::SetResource(config), move |e| e.local.options = all);
                 Ok(())
             }
-            Command::NewMinor { minor, volume, options } => self.new_minor(to, minor, volume, options),
+            Command::NewMinor { minor, volume, options } => self.new_minor(to, minor, volume, &options),
             Command::DelMinor { minor } => {
                 let vnr = self.volume(minor)?;
                 self.ask(to, CoreCommand::DelVolume(vnr), move |e| {
@@ -284,8 +284,8 @@ impl Engine {
         self.admin(CoreCommand::SetClient(vnr), |_, _| {});
     }
 
-    fn new_minor(&mut self, to: ReplyTo, minor: u32, volume: u16, options: Options) -> Outcome {
-        let client = options::device(&options)?;
+    fn new_minor(&mut self, to: ReplyTo, minor: u32, volume: u16, options: &Options) -> Outcome {
+        let client = options::device(options)?;
         let options: Options = options.iter().filter(|(name, _)| *name != "diskless").collect();
         if minor >= 1 << 20 {
             return Err(refuse(code::INVALID_REQUEST, format!("{minor} is no minor number (0 to 1048575).")));

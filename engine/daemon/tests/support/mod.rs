@@ -432,3 +432,51 @@ impl Nbd {
         Ok(data)
     }
 }
+
+/// Removes what a failed test left.
+pub struct Leftovers {
+    pub minor: u32,
+    pub mount: PathBuf,
+    pub paths: Vec<PathBuf>,
+}
+
+impl Drop for Leftovers {
+    fn drop(&mut self) {
+        let quiet = |program: &str, args: &[&Path]| {
+            let _ = Process::new(program).args(args).stderr(Stdio::null()).status();
+        };
+        quiet("umount", &[Path::new("-l"), &self.mount]);
+        for device in carriers(self.minor).iter().filter(|d| d.starts_with("/dev/loop")) {
+            quiet("losetup", &[Path::new("-d"), device]);
+        }
+        for path in &self.paths {
+            let _ = std::fs::remove_file(path).or_else(|_| std::fs::remove_dir(path));
+        }
+    }
+}
+
+/// Loop and NBD devices of a minor, as far as they still serve something.
+pub fn carriers(minor: u32) -> Vec<PathBuf> {
+    let name = format!("palisade-drbd{minor}.");
+    let serves = |dir: &Path| {
+        let read = |file| std::fs::read_to_string(dir.join(file)).unwrap_or_default();
+        read("loop/backing_file").contains(&name)
+            || (dir.join("pid").exists() && read("backend").starts_with(&name))
+    };
+    let devices = std::fs::read_dir("/sys/block").unwrap().map(|e| e.unwrap());
+    devices.filter(|e| serves(&e.path())).map(|e| Path::new("/dev").join(e.file_name())).collect()
+}
+
+/// Offset, length and state of each run that `nbdinfo --map` shows.
+pub fn map(node: &Node, context: &str) -> Vec<[u64; 3]> {
+    let uri = format!("nbd+unix:///?socket={}", node.nbd_path().display());
+    let map = format!("--map={context}");
+    let out = Process::new("nbdinfo").args([map.as_str(), uri.as_str()]).output().unwrap();
+    assert!(out.status.success(), "{out:?}");
+    let text = String::from_utf8(out.stdout).unwrap();
+    let run = |line: &str| {
+        let mut words = line.split_whitespace().map(|w| w.parse().unwrap_or(u64::MAX));
+        std::array::from_fn(|_| words.next().unwrap_or(u64::MAX))
+    };
+    text.lines().map(run).collect()
+}
