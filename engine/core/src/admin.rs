@@ -334,6 +334,7 @@ impl Core {
             d.ldev = Some(l);
             d.client = false;
             d.exposed_uuid = 0;
+            d.unproven.clear();
         }
         if lost_quorum {
             // Which peers missed writes is only known by the bits.

@@ -82,6 +82,8 @@ pub(crate) struct PeerDevice {
     pub u_size: u64,
     pub c_size: u64,
     pub peer_max_bio: u32,
+    /// The peer's UUIDs came over this link.
+    pub identifiers_received: bool,
     pub sizes_received: bool,
     /// What was sent in this handshake (own current, own slot, bits): a change means "retry".
     pub sent: Option<(u64, u64, u64)>,
@@ -155,6 +157,7 @@ impl PeerDevice {
             resync_failed_bits: 0,
             resync_done_sectors: 0,
             sent_slot: 0,
+            identifiers_received: false,
             lost_writes: false,
             reconciliation: false,
             got_stable: false,
@@ -166,6 +169,7 @@ impl PeerDevice {
     /// Forgets what belongs to one link.
     pub fn reset_link(&mut self) {
         self.sizes_received = false;
+        self.identifiers_received = false;
         self.sent = None;
         self.negotiated = None;
         self.negotiating = false;
@@ -258,6 +262,10 @@ pub(crate) struct Connection {
     pub peer_integrity: Option<String>,
     /// The own per-volume packets of this connect attempt were sent.
     pub params_sent: bool,
+    /// The own packets wait for the peer's identifiers.
+    pub params_held: bool,
+    /// The peer was shown a generation before the exposed one: writes wait for the end of the handshake.
+    pub shows_unproven: bool,
     pub ping_due: Time,
     /// A P_PING is out since.
     pub ping_sent: Option<Time>,
@@ -309,6 +317,8 @@ impl Connection {
             peer_discard_my_data: false,
             peer_integrity: None,
             params_sent: false,
+            params_held: false,
+            shows_unproven: false,
             ping_due: Time(0),
             ping_sent: None,
             connect_started: Time(0),
@@ -337,6 +347,8 @@ impl Connection {
         self.link = false;
         self.phase = Phase::Down;
         self.params_sent = false;
+        self.params_held = false;
+        self.shows_unproven = false;
         self.ping_sent = None;
         self.features_deadline = None;
         self.tx_dagtag = None;

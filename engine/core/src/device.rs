@@ -115,6 +115,8 @@ pub(crate) struct Device {
     pub told_size: Option<u64>,
     /// Generation of the data the application sees while diskless.
     pub exposed_uuid: u64,
+    /// Generations exposed before it, while no write was completed in it: a peer may not have heard of the last ones.
+    pub unproven: Vec<u64>,
     pub openers_rw: u32,
     pub openers_ro: u32,
     /// A new current UUID must be created before the next write.
@@ -162,6 +164,7 @@ impl Device {
             size: 0,
             told_size: None,
             exposed_uuid: 0,
+            unproven: Vec::new(),
             openers_rw: 0,
             openers_ro: 0,
             new_uuid_needed: false,

@@ -62,6 +62,7 @@ impl Core {
                 }
                 // The peer counts from here (`spec/wire-protocol.md` §4.4).
                 self.send_data(n, None, Packet::Dagtag(palisade_wire::Dagtag { dagtag: self.dagtag }));
+                self.count_in_unproven(n);
             }
         }
         self.mark_generations(old, &unconfirmed);
@@ -165,6 +166,20 @@ impl Core {
         for (n, v, text) in lines {
             let scope = self.scope(n, v);
             self.log(LogLevel::Info, scope, format!("{text} [{tag}]"));
+        }
+    }
+
+    /// A peer at a generation before the exposed one is told the latter, and has it from here on.
+    fn count_in_unproven(&mut self, n: NodeId) {
+        let Some(c) = self.conns.get_mut(&n).filter(|c| c.shows_unproven) else { return };
+        c.shows_unproven = false;
+        for v in self.vnrs() {
+            let Some(d) = self.devs.get(&v).filter(|d| !d.unproven.is_empty()) else { continue };
+            let exposed = d.exposed_uuid;
+            self.send_uuids(n, v, palisade_wire::UuidFlags::NONE, 0);
+            if let Some(u) = self.pds.get_mut(&(n, v)).and_then(|p| p.uuids.as_mut()) {
+                u.set.current = exposed;
+            }
         }
     }
 
@@ -323,12 +338,11 @@ impl Core {
             self.devs.get(&v).is_some_and(|d| crate::tables::uuid::same(u.set.current, d.current_uuid()));
         let (disk, pdsk) = (self.st.disk(v), self.st.pdsk(n, v));
         let (primary, peer_primary) = (self.is_primary(), self.st.peer_role(n) == Role::Primary);
-        // Beside a Primary with current data, one that was cut off from it may be behind by just the bits.
-        let least = |other: bool| if other { DiskState::Outdated } else { DiskState::Consistent };
-        if !same
-            || pdsk < least(primary && disk == DiskState::UpToDate)
-            || disk < least(peer_primary && pdsk == DiskState::UpToDate)
-        {
+        // Beside current data, what was cut off may be behind by just the bits.
+        let least = |other: DiskState| {
+            if other == DiskState::UpToDate { DiskState::Outdated } else { DiskState::Consistent }
+        };
+        if !same || pdsk < least(disk) || disk < least(pdsk) {
             return EqualBits::Unknown;
         }
         let bits = |m: NodeId| {
@@ -351,7 +365,9 @@ impl Core {
             (true, false) => true,
             (false, true) => false,
             (true, true) => return EqualBits::Unknown,
-            // One of them was cut off from a Primary: only that one's resync tells what it lacks.
+            // One of them was cut off. The other knows what it lacks unless a Primary still writes.
+            (false, false) if disk > pdsk && self.st.stable() => true,
+            (false, false) if disk < pdsk && u.flags.contains(palisade_wire::UuidFlags::STABLE) => false,
             (false, false) if disk != pdsk => return EqualBits::Unknown,
             // Bits on one side only: a diskless Primary wrote there without the other.
             (false, false) if diskless_primary && (mine == 0 || theirs == 0) => mine > 0,

@@ -177,7 +177,11 @@ impl Core {
                 if u.flags.contains(UuidFlags::INCONSISTENT) && pdsk == DiskState::Negotiating {
                     peer_disk = DiskState::Inconsistent;
                 }
-                Ok(HandshakeResult { repl, pdsk: Some(peer_disk), own_disk: None })
+                // Generations that differ, left alone because one side is unstable: no attach makes such data current.
+                let apart = repl == ReplState::Established && !same(shown.current, u.set.current);
+                let attaching = self.st.disk(v) == DiskState::Negotiating;
+                let own_disk = (apart && attaching).then_some(own.min(DiskState::Outdated));
+                Ok(HandshakeResult { repl, pdsk: Some(peer_disk), own_disk })
             }
         }
     }
@@ -248,14 +252,27 @@ impl Core {
         let mut result = HandshakeResult::established();
         let exposed = self.devs.get(&v).map_or(0, |d| d.exposed_uuid);
         let Some(u) = self.pds.get(&(n, v)).and_then(|p| p.uuids.clone()) else { return Ok(result) };
+        let theirs = u.set.current;
         if pdsk != DiskState::UpToDate {
+            // The peer's own rule (§4.6): whoever has the generation a diskless Primary works on is UpToDate. A new
+            // generation must not be made without it in between.
+            let current = self.is_primary()
+                && same(exposed, theirs)
+                && pdsk >= DiskState::Outdated
+                && !u.flags.contains(UuidFlags::SYNC_TARGET);
+            result.pdsk = current.then_some(DiskState::UpToDate);
             return Ok(result);
         }
-        let theirs = u.set.current;
         if exposed == 0 || same(exposed, theirs) || !self.is_primary() {
             if let Some(d) = self.devs.get_mut(&v) {
+                if !same(d.exposed_uuid, theirs) {
+                    d.unproven.clear();
+                }
                 d.exposed_uuid = theirs;
             }
+            return Ok(result);
+        }
+        if self.unproven_match(n, v).is_some() {
             return Ok(result);
         }
         let successor = u.set.in_history(exposed) || u.set.bitmap.iter().any(|b| same(*b, exposed));

@@ -117,6 +117,10 @@ impl Core {
         let was = self.st.cstate(n);
         let Some(c) = self.conns.get_mut(&n) else { return };
         c.reset_link();
+        // Writes may have waited for the end of this handshake.
+        for v in self.vnrs() {
+            self.todo(Todo::Kick(v));
+        }
         self.connect_aborted(n);
         match was {
             ConnState::StandAlone => return,

@@ -554,7 +554,7 @@ fn raise_or_lower(old: &State, new: &mut State, f: &Facts<'_>, v: VolumeNr, mayb
             && x.peer_stable
             && x.same_current
             && (newly_established || x.got_stable || old_pdsk == D::Outdated)
-            && (new.peer_role(n) != Role::Primary || x.bits + x.peer_bits == 0)
+            && x.bits + x.peer_bits == 0
         {
             disk = p.pdsk;
         }

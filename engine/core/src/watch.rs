@@ -6,6 +6,7 @@
 
 use crate::core::Core;
 use crate::io::LogLevel;
+use crate::tables::uuid::same;
 use crate::types::{NodeId, Time, VolumeNr};
 use palisade_wire::UuidFlags;
 use palisade_wire::enums::{ConnState, DiskState, ReplState};
@@ -29,6 +30,8 @@ pub(crate) enum Passing {
     Behind(DiskState),
     /// Both UpToDate, and so many bits set here and, as it said, at the peer.
     Bits(u64, u64),
+    /// Both UpToDate without a Primary, at different generations.
+    Apart,
     /// A running resync, with so many bits left and sectors done.
     Resync(u64, u64),
 }
@@ -91,14 +94,17 @@ impl Core {
                 Some(Passing::Behind(disk))
             }
             R::Established
-                if disk == D::UpToDate
-                    && (s.pdsk == D::UpToDate || self.is_primary() && s.pdsk == D::Outdated)
-                    && !resyncing =>
+                if disk == D::UpToDate && (s.pdsk == D::UpToDate || s.pdsk == D::Outdated) && !resyncing =>
             {
                 let l = self.devs.get(&v)?.ldev.as_ref()?;
                 let bits = l.bitmap.weight(l.slot(n)?);
                 let theirs = p.uuids.as_ref().map_or(0, |u| u.dirty_bits);
                 let idle = !self.requests.values().any(|r| r.vnr == v);
+                let own = self.devs.get(&v)?.current_uuid();
+                let apart = p.uuids.as_ref().is_some_and(|u| !same(u.set.current, own));
+                if apart && s.pdsk == D::UpToDate && self.st.stable() {
+                    return Some(Passing::Apart);
+                }
                 (bits + theirs > 0 && idle).then_some(Passing::Bits(bits, theirs))
             }
             _ => None,
@@ -138,6 +144,12 @@ impl Core {
                     self.send_uuids(n, v, UuidFlags::RESYNC, 0);
                     self.reconsider(n, v);
                 }
+            }
+            Passing::Apart => {
+                let text = "UpToDate at another generation than an UpToDate peer: comparing again";
+                self.log(LogLevel::Info, scope, text);
+                self.send_uuids(n, v, UuidFlags::RESYNC, 0);
+                self.reconsider(n, v);
             }
             Passing::Bits(mine, theirs) => {
                 let text = format!("{mine} bits set here and {theirs} there between UpToDate replicas");

@@ -153,6 +153,27 @@ impl History {
         }
     }
 
+    /// Only what one replica has counts, and what may still be written.
+    pub fn start_over(&mut self, current: &[u64], now: u64) {
+        for (list, stamp) in self.sectors.iter_mut().zip(current) {
+            list.retain(|v| v.fate == Fate::Open || v.stamp == *stamp);
+            for v in list.iter_mut().filter(|v| v.stamp == *stamp && v.fate != Fate::Open) {
+                *v = Version { done: now, fate: Fate::Acked, stable: true, optional: false, ..*v };
+            }
+            if list.is_empty() {
+                list.push(Version {
+                    stamp: *stamp,
+                    request: 0,
+                    issued: now,
+                    done: now,
+                    fate: Fate::Acked,
+                    stable: true,
+                    optional: false,
+                });
+            }
+        }
+    }
+
     /// Whether a read issued and answered at these times may return `stamp`; the explanation if not.
     ///
     /// # Errors

@@ -161,6 +161,13 @@ impl World {
         self.history.power_loss(|s, stamp| stamp != 0 && current.get(s as usize) == Some(&stamp));
     }
 
+    /// An administrator chose a side: what it has counts from here on.
+    pub fn start_over(&mut self, n: usize) {
+        self.history.start_over(&self.nodes[n].data.current, self.now);
+        self.past_writers.clear();
+        self.writer = (0, 0);
+    }
+
     /// Starts a node that was stopped; peers that still believe in its old connections get resets.
     pub fn restart(&mut self, n: usize) {
         if self.nodes[n].core.is_some() {

@@ -59,7 +59,7 @@ fn many(from: u64, count: u64, all: bool) -> ExitCode {
     let started = Instant::now();
     let next = AtomicU64::new(from);
     let failures: Mutex<Vec<(u64, String)>> = Mutex::new(Vec::new());
-    let totals = Mutex::new((0u64, 0u64, 0u64));
+    let totals = Mutex::new((0u64, 0u64, 0u64, 0u64));
     std::thread::scope(|s| {
         for _ in 0..THREADS {
             s.spawn(|| {
@@ -70,7 +70,12 @@ fn many(from: u64, count: u64, all: bool) -> ExitCode {
                     }
                     let o = seeds::run_caught(&Plan::new(seed));
                     if let Ok(mut t) = totals.lock() {
-                        *t = (t.0 + o.counts.0, t.1 + o.counts.1, t.2 + o.counts.2);
+                        *t = (
+                            t.0 + o.counts.0,
+                            t.1 + o.counts.1,
+                            t.2 + o.counts.2,
+                            t.3 + u64::from(o.administrator),
+                        );
                     }
                     if let (Some(f), Ok(mut v)) = (o.failure, failures.lock()) {
                         v.push((seed, f));
@@ -84,9 +89,9 @@ fn many(from: u64, count: u64, all: bool) -> ExitCode {
     failures.sort();
     let (open, failures): (Vec<_>, Vec<_>) =
         failures.into_iter().partition(|(s, _)| seeds::open(*s).is_some());
-    let (steps, writes, reads) = totals.into_inner().unwrap_or_default();
+    let (steps, writes, reads, split) = totals.into_inner().unwrap_or_default();
     println!(
-        "{count} seeds in {seconds:.1} s ({:.1}/s): {steps} events, {writes} acknowledged writes, {reads} reads checked, {} failed, {} known to fail",
+        "{count} seeds in {seconds:.1} s ({:.1}/s): {steps} events, {writes} acknowledged writes, {reads} reads checked, {split} split brains left to an administrator, {} failed, {} known to fail",
         count as f64 / seconds,
         failures.len(),
         open.len()

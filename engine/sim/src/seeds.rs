@@ -17,6 +17,8 @@ const SETUP_NS: u64 = 300 * SECOND;
 const HEAL_NS: u64 = 400 * SECOND;
 /// Requests of one front end in progress at most.
 const REQUESTS_MAX: usize = 64;
+/// How long a healed cluster may stay apart before somebody looks after it.
+const PATIENCE_NS: u64 = 60 * SECOND;
 /// Events of one seed at most.
 const STEPS_MAX: u64 = 3_000_000;
 
@@ -27,6 +29,8 @@ pub struct Outcome {
     pub failure: Option<String>,
     /// Events, acknowledged writes, reads checked.
     pub counts: (u64, u64, u64),
+    /// A split brain was reported and an administrator had to choose a side.
+    pub administrator: bool,
     /// States at the end.
     pub status: String,
 }
@@ -38,6 +42,7 @@ struct Run<'a> {
     eligible: BTreeSet<usize>,
     /// The last Primary, if it was stopped as one.
     stopped: Option<usize>,
+    administrator: bool,
     loads: Vec<(u64, u64, Rng, u32)>,
 }
 
@@ -53,11 +58,12 @@ pub fn run(plan: &Plan, trace: bool) -> Outcome {
     w.speed = plan.speed;
     w.history.lossy = plan.nodes.iter().flat_map(|n| &n.net).any(|c| c.protocol != WireProtocol::C);
     let eligible = (0..plan.nodes.len()).collect();
-    let mut r = Run { w, plan, eligible, stopped: None, loads: Vec::new() };
+    let mut r = Run { w, plan, eligible, stopped: None, administrator: false, loads: Vec::new() };
     r.all();
     Outcome {
         failure: r.w.failure.clone(),
         counts: (r.w.steps, r.w.counts.0, r.w.counts.1),
+        administrator: r.administrator,
         status: r.w.status(),
     }
 }
@@ -362,6 +368,7 @@ impl Run<'_> {
             self.w.restart(n);
         }
         let end = self.w.now + HEAL_NS;
+        let mut patience = self.w.now + PATIENCE_NS;
         loop {
             self.w.run_for(5 * SECOND);
             self.w.compare_replicas();
@@ -396,6 +403,10 @@ impl Run<'_> {
                     }
                 }
             }
+            if self.w.now >= patience {
+                patience = self.w.now + PATIENCE_NS;
+                self.choose_a_side();
+            }
             for n in 0..self.count() {
                 let Some(c) = self.w.core(n) else { continue };
                 let s = c.state().clone();
@@ -412,6 +423,39 @@ impl Run<'_> {
                     if s.pds.get(&(id(m), VOLUME)).is_some_and(|p| p.pause.user) {
                         self.w.command(n, Command::ResumeSync { vnr: VOLUME, peer: id(m) });
                     }
+                }
+            }
+        }
+    }
+
+    /// What is left to an administrator: connections that are refused because both sides have data of their own. One
+    /// side keeps its data, the others discard theirs.
+    fn choose_a_side(&mut self) {
+        let apart = |w: &World, n: usize, m: usize| {
+            w.core(n).is_some_and(|c| c.state().cstate(id(m)) == ConnState::StandAlone)
+        };
+        let refused = (0..self.count()).any(|n| (0..self.count()).any(|m| m != n && apart(&self.w, n, m)));
+        let rank = |n: &usize| {
+            let s = self.w.core(*n)?.state();
+            let primary = s.role == Role::Primary;
+            let quorum = s.devs.get(&VOLUME).is_some_and(|d| d.quorum);
+            Some((s.disk(VOLUME), primary && quorum, primary, s.connected_mask().iter().count()))
+        };
+        let Some(keep) = (0..self.count()).max_by_key(rank).filter(|_| refused) else { return };
+        if self.w.trace {
+            println!("{:>12.6} ### the data of {} is kept", self.w.now as f64 / 1e9, self.w.name(keep));
+        }
+        self.administrator = true;
+        self.w.start_over(keep);
+        for n in 0..self.count() {
+            let joined = self.w.core(keep).is_some_and(|c| n == keep || c.state().connected(id(n)));
+            if !joined {
+                self.w.openers(n, 0);
+                self.w.command(n, Command::Demote { force: true });
+            }
+            for m in (0..self.count()).filter(|m| *m != n) {
+                if apart(&self.w, n, m) {
+                    self.w.connect(n, m, !joined);
                 }
             }
         }
@@ -501,6 +545,7 @@ pub fn run_caught(plan: &Plan) -> Outcome {
         let text = e.downcast_ref::<String>().cloned();
         let text = text.or_else(|| e.downcast_ref::<&str>().map(|s| (*s).to_string()));
         Outcome {
+            administrator: false,
             failure: Some(format!("panic: {}", text.unwrap_or_default())),
             counts: (0, 0, 0),
             status: String::new(),

@@ -6,11 +6,14 @@
 
 use crate::core::{Core, Todo};
 use crate::io::LogLevel;
-use crate::tables::uuid::{self, UuidSet, same};
+use crate::tables::uuid::{self, UuidSet, is_generation, same};
 use crate::types::{NodeId, SECTOR, VolumeNr};
 use palisade_metadata::PeerFlags;
 use palisade_wire::enums::{DiskState, ReplState};
 use palisade_wire::{CurrentUuid, Packet, UuidFlags};
+
+/// Generations without a completed write that are remembered; more only means that a peer is taken as outdated.
+const UNPROVEN_MAX: usize = 16;
 
 impl Core {
     /// Identifiers as this node keeps them.
@@ -180,6 +183,9 @@ impl Core {
         let weak = self.weak_mask(v);
         if let Some(d) = self.devs.get_mut(&v) {
             d.exposed_uuid = uuid;
+            if is_generation(exposed) && d.unproven.len() < UNPROVEN_MAX {
+                d.unproven.push(exposed);
+            }
         }
         // Whoever takes part follows; that is what is known of it from now on.
         for ((n, pv), p) in &mut self.pds {

@@ -20,8 +20,16 @@ use palisade_wire::{Dagtag, Packet, SyncParam, UuidFlags};
 impl Core {
     /// The own per-volume packets of a connect attempt, once per attempt.
     pub(crate) fn send_params(&mut self, n: NodeId) {
+        // Which generation to show depends on the peer's.
+        let unproven = self.pds.iter().any(|((m, v), p)| {
+            *m == n && !p.identifiers_received && self.devs.get(v).is_some_and(|d| !d.unproven.is_empty())
+        });
         let Some(c) = self.conns.get_mut(&n) else { return };
         if c.params_sent {
+            return;
+        }
+        c.params_held = unproven;
+        if unproven {
             return;
         }
         c.params_sent = true;
@@ -30,6 +38,13 @@ impl Core {
             self.send_volume_params(n, v);
         }
         self.phase_one();
+    }
+
+    /// The peer's identifiers are here.
+    fn send_held_params(&mut self, n: NodeId) {
+        if self.conns.get(&n).is_some_and(|c| c.params_held) {
+            self.send_params(n);
+        }
     }
 
     pub(crate) fn send_volume_params(&mut self, n: NodeId, v: VolumeNr) {

@@ -202,6 +202,9 @@ impl Core {
                             p.pdsk = d;
                         }
                     }
+                    if let (Some(d), Some(disk)) = (s.devs.get_mut(&v), o.own_disk) {
+                        d.disk = disk;
+                    }
                 });
             }
             Err(_) if negotiating => {

@@ -57,6 +57,17 @@ impl Core {
         Some((shown, flags, bits))
     }
 
+    /// The generation of a connecting peer that is as good as the exposed one: no write was completed since.
+    pub(crate) fn unproven_match(&self, n: NodeId, v: VolumeNr) -> Option<u64> {
+        let theirs = self.pds.get(&(n, v))?.uuids.as_ref()?.set.current;
+        let unproven = &self.devs.get(&v)?.unproven;
+        let matches = !self.st.connected(n) && unproven.iter().any(|u| same(*u, theirs));
+        // Writes on their way to others would be missing here; those that are withheld are issued anew.
+        let on_their_way =
+            !self.frozen() && self.requests.values().any(|r| r.vnr == v && r.submitted && !r.completed);
+        (matches && !on_their_way).then_some(theirs)
+    }
+
     /// Sends the own identifiers (or, diskless, the exposed one) to a peer.
     pub(crate) fn send_uuids(&mut self, n: NodeId, v: VolumeNr, extra: UuidFlags, mask: u64) {
         let Some((set, flags, bits)) = self.presented(n, v) else {
@@ -64,6 +75,11 @@ impl Core {
                 .devs
                 .get(&v)
                 .map_or(0, |d| if d.exposed_uuid == 0 { d.current_uuid() } else { d.exposed_uuid });
+            let unproven = self.unproven_match(n, v);
+            if let Some(c) = self.conns.get_mut(&n).filter(|_| unproven.is_some()) {
+                c.shows_unproven = true;
+            }
+            let uuid = unproven.unwrap_or(uuid);
             let weak = if self.is_primary() { self.weak_mask(v) } else { 0 };
             self.send_data(n, Some(v), Packet::CurrentUuid(CurrentUuid { uuid, weak_nodes: weak }));
             return;
@@ -131,8 +147,10 @@ impl Core {
                 flags: u.flags,
                 node_mask: u.node_mask,
             });
+            p.identifiers_received = true;
         }
         if self.st.repl(n, v) < ReplState::Established {
+            self.send_held_params(n);
             return;
         }
         if u.flags.contains(UuidFlags::SKIP_INITIAL_SYNC) {
@@ -191,7 +209,9 @@ impl Core {
         if let Some(p) = self.pds.get_mut(&(n, v)) {
             p.peer_exposed = Some(u.uuid);
             p.uuids = None;
+            p.identifiers_received = true;
         }
+        self.send_held_params(n);
         self.superblock_changed(v);
         if self.st.repl(n, v) >= ReplState::Established && u.uuid != 0 {
             let primary = self.st.peer_role(n) == Role::Primary;
@@ -203,6 +223,10 @@ impl Core {
     /// A peer has a new current UUID (`spec/state-machine.md` §8.6).
     fn follow_generation(&mut self, n: NodeId, v: VolumeNr, current: u64, new_datagen: bool, weak: u64) {
         use ReplState as R;
+        // What an attaching disk has is what is being found out.
+        if matches!(self.st.disk(v), DiskState::Attaching | DiskState::Negotiating) {
+            return;
+        }
         // A disk on its way out gets none of the writes of the new generation.
         let leaving = matches!(self.st.disk(v), DiskState::Detaching | DiskState::Failed);
         let Some(mut set) = self.uuid_set(v).filter(|_| !leaving) else {
@@ -249,6 +273,18 @@ impl Core {
                     if self.st.repl(m, v) >= R::Established {
                         self.send_uuids(m, v, UuidFlags::NONE, 0);
                     }
+                }
+                // It is the diskless Primary's data that this disk has, by the Primary's own word.
+                let settled = !self.pds.values().any(|p| p.reconciliation);
+                if settled
+                    && self.st.disk(v) == DiskState::Consistent
+                    && self.st.pdsk(n, v) == DiskState::Diskless
+                {
+                    self.force("counted-in", |s| {
+                        if let Some(d) = s.devs.get_mut(&v) {
+                            d.disk = DiskState::UpToDate;
+                        }
+                    });
                 }
             }
             Received::Outdated => self.force("moved-on", |s| {

@@ -128,6 +128,10 @@ impl Core {
         let result = if lost && self.io_must_fail() {
             BlockResult::IoError
         } else if good {
+            let v = r.vnr;
+            if let Some(d) = self.devs.get_mut(&v) {
+                d.unproven.clear();
+            }
             BlockResult::Done
         } else {
             BlockResult::IoError
@@ -136,7 +140,7 @@ impl Core {
     }
 
     /// Frozen for a reason that decides whether unconfirmed writes may complete.
-    pub(super) fn frozen(&self) -> bool {
+    pub(crate) fn frozen(&self) -> bool {
         self.st.susp_fen || self.st.susp_quorum || self.st.susp_nod || self.st.susp_uuid
     }
 

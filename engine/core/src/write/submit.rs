@@ -106,7 +106,9 @@ impl Core {
 
     /// No generation is due, and what must be on disk before the next write is.
     pub(super) fn may_write(&self, v: VolumeNr) -> bool {
-        self.gate_open(v) && self.devs.get(&v).is_none_or(|d| !d.new_uuid_needed)
+        self.gate_open(v)
+            && self.devs.get(&v).is_none_or(|d| !d.new_uuid_needed)
+            && !self.conns.values().any(|c| c.shows_unproven)
     }
 
     fn equal_generation(&self, n: NodeId, v: VolumeNr) -> bool {
