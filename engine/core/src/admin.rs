@@ -34,6 +34,12 @@ impl Core {
             Command::ForgetPeer(n) => Some(self.forget_peer(n)),
             Command::Attach { vnr, backing, disk } => self.attach(id, vnr, *backing, disk),
             Command::Detach { vnr, force } => self.detach(id, vnr, force),
+            Command::SetClient(v) => {
+                let Some(d) = self.devs.get_mut(&v) else { return Some(Err(unknown_volume())) };
+                d.client = true;
+                self.recalc("diskless");
+                Some(Ok(()))
+            }
             Command::Connect { peer, discard_my_data, tentative } => {
                 Some(self.connect(peer, discard_my_data, tentative))
             }
@@ -326,6 +332,7 @@ impl Core {
             d.primary_lost_quorum = lost_quorum;
             d.had_quorum |= restore;
             d.ldev = Some(l);
+            d.client = false;
             d.exposed_uuid = 0;
             d.unproven.clear();
         }

@@ -444,7 +444,7 @@ impl Core {
         }
         quorum(&QuorumInput {
             own_disk: s.disk(v),
-            self_intentionally_diskless: false,
+            self_intentionally_diskless: dev.is_some_and(|d| d.client),
             quorum: self.cfg.resource.quorum,
             minimum_redundancy: self.cfg.resource.quorum_minimum_redundancy,
             had_quorum: dev.is_some_and(|d| d.had_quorum),

@@ -105,6 +105,8 @@ impl Ldev {
 pub(crate) struct Device {
     pub vnr: VolumeNr,
     pub minor: u32,
+    /// Intentionally diskless.
+    pub client: bool,
     pub cfg: DiskConfig,
     pub ldev: Option<Ldev>,
     /// Size shown, sectors; 0 until known.
@@ -156,6 +158,7 @@ impl Device {
         Self {
             vnr,
             minor,
+            client: false,
             cfg: DiskConfig::default(),
             ldev: None,
             size: 0,

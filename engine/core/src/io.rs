@@ -172,6 +172,8 @@ pub enum Command {
         /// Do not wait, do not ask.
         force: bool,
     },
+    /// The volume is meant to be without a disk: a client of its peers, until a disk is attached.
+    SetClient(VolumeNr),
     /// Start connecting.
     Connect {
         /// Peer.

@@ -4,6 +4,7 @@ use crate::core::Core;
 use crate::state::State;
 use crate::types::{NodeId, VolumeNr};
 use palisade_wire::enums::{ConnState, DiskState, ReplState, Role};
+use std::ops::Range;
 
 /// The resource.
 #[derive(Clone, Debug)]
@@ -27,6 +28,8 @@ pub struct DeviceStatus {
     pub minor: u32,
     /// Own disk.
     pub disk: DiskState,
+    /// Intentionally diskless.
+    pub client: bool,
     /// Has quorum.
     pub quorum: bool,
     /// Size, KiB.
@@ -124,6 +127,7 @@ impl Core {
                     vnr: d.vnr,
                     minor: d.minor,
                     disk: self.st.disk(d.vnr),
+                    client: d.client,
                     quorum: self.st.devs.get(&d.vnr).is_some_and(|x| x.quorum),
                     size_kib: d.size / 2,
                     read_kib: d.read_sectors / 2,
@@ -146,6 +150,35 @@ impl Core {
             .collect();
         let connections = self.conns.values().map(|c| self.connection_status(c)).collect();
         Status { role: self.st.role, state: self.st.clone(), devices, connections }
+    }
+
+    /// What of a range of sectors some peer may lack: runs of sectors from its start on, each lacking or not,
+    /// at most `runs_max`, so that they may end before the range does. Empty without a disk.
+    #[must_use]
+    pub fn out_of_sync(&self, v: VolumeNr, sectors: Range<u64>, runs_max: usize) -> Vec<(u64, bool)> {
+        let Some(l) = self.devs.get(&v).and_then(|d| d.ldev.as_ref()) else { return Vec::new() };
+        let words: Vec<&[u64]> =
+            self.conns.keys().filter_map(|n| l.slot(*n)).map(|s| l.bitmap.words(s)).collect();
+        let bits = l.bitmap.bits_touching(sectors.clone());
+        let mut runs: Vec<(u64, bool)> = Vec::new();
+        let mut at = sectors.start;
+        let mut bit = bits.start;
+        while bit < bits.end {
+            let word = words.iter().fold(0, |or, w| or | w.get((bit / 64) as usize).copied().unwrap_or(0));
+            let lacking = word >> (bit % 64) & 1 == 1;
+            // Mostly all of a word is alike.
+            let alike = bit.is_multiple_of(64) && matches!(word, 0 | u64::MAX);
+            let next = if alike { bits.end.min(bit + 64) } else { bit + 1 };
+            let end = l.bitmap.sectors_of_bits(bit..next).end.min(sectors.end);
+            let full = runs.len() >= runs_max;
+            match runs.last_mut() {
+                Some(last) if last.1 == lacking => last.0 += end - at,
+                _ if full => break,
+                _ => runs.push((end - at, lacking)),
+            }
+            (at, bit) = (end, next);
+        }
+        runs
     }
 
     fn connection_status(&self, c: &crate::connection::Connection) -> ConnectionStatus {

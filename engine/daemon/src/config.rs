@@ -19,6 +19,8 @@ pub(crate) struct LocalBacking {
 #[derive(Clone, Debug)]
 pub(crate) struct LocalVolume {
     pub minor: u32,
+    /// Intentionally diskless.
+    pub client: bool,
     pub options: Options,
     pub backing: Option<LocalBacking>,
 }
@@ -62,7 +64,7 @@ impl Local {
             .map(|(volume, v)| RunningVolume {
                 volume: *volume,
                 minor: v.minor,
-                client: false,
+                client: v.client,
                 device_options: v.options.clone(),
                 backing: v.backing.as_ref().map(|b| RunningBacking {
                     disk: b.disk.clone(),

@@ -366,6 +366,11 @@ impl Backing {
         (self.job(id, JobKind::Write { fua }), op)
     }
 
+    /// The data device, if it is a file, of which the file system knows what is allocated.
+    pub fn file(&self) -> Option<&File> {
+        (!self.data.is_block).then_some(&*self.data.file)
+    }
+
     /// A flush of the data device.
     pub fn flush(self: &Rc<Self>, id: IoId) -> (Job, Op) {
         (self.job(id, JobKind::Flush), Op::Sync { fd: Rc::clone(&self.data.fd) })

@@ -5,7 +5,8 @@
 //! queues of all streams; submit everything at once with the next wait.
 
 use crate::config::Local;
-use crate::control::Control;
+use crate::control::commands::Claim;
+use crate::control::{Control, ReplyTo};
 use crate::core_api::{
     AdminError, AdminId, Command, Core, Input, IoError, LogLevel, NodeId, Output, Stream, Time, VolumeNr,
 };
@@ -19,6 +20,7 @@ use crate::process::Notifier;
 use crate::ring::{Done, Fd, Op, Ring};
 use crate::sys;
 use bytes::Bytes;
+use palisade_control::Reply;
 use palisade_export::BufferPool;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io;
@@ -67,6 +69,8 @@ pub enum Token {
     NbdSend(u64),
     /// A device node has something to say.
     Device(VolumeNr, u64),
+    /// What a file has allocated is known.
+    Looked(u64),
     /// A handler ended.
     Handler(u64),
     /// A signal came.
@@ -91,6 +95,10 @@ pub struct Engine {
     pub(crate) pool: BufferPool,
     pub(crate) local: Local,
     pub(crate) backings: BTreeMap<VolumeNr, Rc<Backing>>,
+    /// Attaches that wait for their devices.
+    pub(crate) claims: Vec<Claim>,
+    /// Who waits for the end of a detach.
+    pub(crate) detaching: Vec<(VolumeNr, ReplyTo)>,
     pub(crate) net: Net,
     pub(crate) front: Front,
     pub(crate) control: Control,
@@ -123,6 +131,8 @@ impl Engine {
             pool: BufferPool::new(POOL_IDLE_BYTES),
             local: Local::default(),
             backings: BTreeMap::new(),
+            claims: Vec::new(),
+            detaching: Vec::new(),
             net: Net::default(),
             front: Front::default(),
             control,
@@ -173,7 +183,8 @@ impl Engine {
 
     fn deadline(&self) -> Option<Time> {
         let core = self.core.as_ref().and_then(Core::next_timeout).map(|t| t.max(self.timer_at + TIMER_MIN));
-        let others = [self.net.deadline(), self.handlers.deadline(), self.notifier.deadline()];
+        let claim = self.claims.iter().map(|c| c.at).min();
+        let others = [self.net.deadline(), self.handlers.deadline(), self.notifier.deadline(), claim];
         let next = others.into_iter().chain([core]).flatten().min();
         // The core may want to go on at once; a turn of the ring lies between.
         if self.inbox.is_empty() { next } else { Some(Time(0)) }
@@ -183,6 +194,7 @@ impl Engine {
         let now = self.now();
         self.net_timers(now);
         self.handler_timers(now);
+        self.claim_timers(now);
         self.notifier.tick(now);
         if self.core.as_ref().and_then(Core::next_timeout).is_some_and(|t| t <= now) {
             self.timer_at = now;
@@ -219,6 +231,7 @@ impl Engine {
             Token::NbdReceive(id) => self.nbd_received(id, done.op, done.result),
             Token::NbdSend(id) => self.nbd_sent(id, done.op, &done.result),
             Token::Device(vnr, serial) => self.device_ready(vnr, serial),
+            Token::Looked(key) => self.looked(key),
             Token::Handler(id) => self.handler_ended(id),
             Token::Signal => self.signalled(),
             Token::Nobody => {}
@@ -319,6 +332,12 @@ impl Engine {
         self.backings.remove(&vnr);
         if let Some(volume) = self.local.volumes.get_mut(&vnr.0) {
             volume.backing = None;
+        }
+        let (ended, others) = std::mem::take(&mut self.detaching).into_iter().partition(|(v, _)| *v == vnr);
+        self.detaching = others;
+        let ended: Vec<(VolumeNr, ReplyTo)> = ended;
+        for (_, to) in ended {
+            self.reply(to, Reply::done());
         }
         self.status_changed = true;
     }

@@ -60,7 +60,7 @@ const USED: &[(Class, &[&str])] = &[
             "disable-write-same",
         ],
     ),
-    (Class::Device, &[]),
+    (Class::Device, &["diskless"]),
     (
         Class::PeerDevice,
         &[
@@ -349,12 +349,12 @@ pub fn disk(options: &Options) -> Result<(DiskConfig, bool), Refusal> {
     Ok((config, v.flag("md-flushes")))
 }
 
-/// Device options: only defaults so far.
+/// Device options: whether the volume is intentionally diskless.
 ///
 /// # Errors
 /// An unknown, impossible or unsupported option, by name.
-pub fn device(options: &Options) -> Result<(), Refusal> {
-    Values::check(Class::Device, options).map(drop)
+pub fn device(options: &Options) -> Result<bool, Refusal> {
+    Values::check(Class::Device, options).map(|v| v.flag("diskless"))
 }
 
 /// What the peer-device options say.
@@ -440,7 +440,9 @@ mod tests {
         assert!(net(&of(&[("transport", "tcp")]), true).is_ok());
         assert!(disk(&of(&[("resync-after", "3")])).is_err());
         assert!(disk(&of(&[("disk-barrier", "yes")])).is_err());
-        assert!(device(&of(&[("diskless", "yes")])).is_err());
+        assert!(device(&of(&[("max-bio-size", "4096")])).is_err());
+        assert!(device(&of(&[("diskless", "yes")])).unwrap());
+        assert!(!device(&of(&[])).unwrap());
         let secret = net(&of(&[("shared-secret", &"x".repeat(99))]), true).unwrap_err();
         assert!(!format!("{secret:?}").contains("xxx"));
     }

@@ -217,6 +217,24 @@ pub fn direct_alignment(fd: BorrowedFd<'_>) -> Option<(u32, u32)> {
         .then_some((stat.stx_dio_mem_align, stat.stx_dio_offset_align))
 }
 
+/// The first byte at or after `pos` that a file has allocated, or the first it has not; `None` when there is none.
+///
+/// # Errors
+/// The file system cannot tell.
+pub fn seek_allocated(fd: BorrowedFd<'_>, pos: u64, allocated: bool) -> io::Result<Option<u64>> {
+    let whence = if allocated { libc::SEEK_DATA } else { libc::SEEK_HOLE };
+    let pos = libc::off64_t::try_from(pos).map_err(|_| io::ErrorKind::InvalidInput)?;
+    // SAFETY: no memory is involved; nobody uses the position of the open file.
+    let found = unsafe { libc::lseek64(fd.as_raw_fd(), pos, whence) };
+    match u64::try_from(found) {
+        Ok(found) => Ok(Some(found)),
+        Err(_) => match io::Error::last_os_error() {
+            e if e.raw_os_error() == Some(libc::ENXIO) => Ok(None),
+            e => Err(e),
+        },
+    }
+}
+
 /// A descriptor that becomes readable on SIGTERM and SIGINT, which are blocked for the process.
 ///
 /// # Errors

@@ -5,8 +5,9 @@ mod support;
 use palisade_control::{Command, code};
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
-use support::{Cluster, Setup, until};
+use support::{Cluster, Leftovers, MINOR, Setup, carriers, map, until};
 
 fn pattern(seed: u8, len: usize) -> Vec<u8> {
     (0..len).map(|n| (n as u8).wrapping_mul(31).wrapping_add(seed)).collect()
@@ -110,6 +111,179 @@ fn three_nodes_hold_the_same() {
 }
 
 #[test]
+fn a_diskless_primary_works_through_its_peers() {
+    let setup = Setup { nodes: 3, bytes: 32 << 20, clients: &[2], quorum: "majority", ..Setup::default() };
+    let mut cluster = Cluster::start(&setup);
+    cluster.connected();
+    cluster.nodes[0].ok(Command::NewCurrentUuid { minor: MINOR, clear_bitmap: true, force_resync: false });
+    cluster.in_sync();
+    let device = cluster.nodes[2].status().devices[0].clone();
+    assert!(device.client && device.disk_state.as_str() == "Diskless", "{device:?}");
+    for n in 0..2 {
+        let seen = cluster.nodes[n].connection(2).peer_devices[0].clone();
+        assert!(seen.peer_client && seen.peer_disk_state.as_str() == "Diskless", "{seen:?}");
+        assert!(!cluster.nodes[n].status().devices[0].client);
+    }
+    let shown = cluster.nodes[2].running();
+    assert!(shown.volumes[0].client && shown.volumes[0].device_options.is_empty(), "{shown:?}");
+
+    cluster.nodes[2].ok(Command::Primary { force: false });
+    let mut nbd = cluster.nodes[2].nbd();
+    let large = pattern(1, 3 << 20);
+    nbd.write(0, &large).unwrap();
+    nbd.write(5 << 20, &pattern(9, 512)).unwrap();
+    nbd.flush().unwrap();
+    assert_eq!(nbd.read(0, 3 << 20).unwrap(), large);
+    assert_eq!(nbd.read(5 << 20, 512).unwrap(), pattern(9, 512));
+    assert!(cluster.nodes[2].status().devices[0].quorum);
+
+    // One server dies: one server and the diskless node go on.
+    cluster.nodes[0].kill();
+    for n in 0..20_u64 {
+        nbd.write((8 << 20) + n * 4096, &pattern(n as u8, 4096)).unwrap();
+    }
+    nbd.flush().unwrap();
+    let lost = |c: &mut Cluster| c.nodes[2].connection(0).connection_state.as_str() != "Connected";
+    until("loss noticed", || lost(&mut cluster).then_some(()));
+    nbd.write(6 << 20, &pattern(7, 8192)).unwrap();
+    assert!(cluster.nodes[2].status().devices[0].quorum);
+    assert_eq!(nbd.read(0, 3 << 20).unwrap(), large);
+    for n in 0..20_u64 {
+        assert_eq!(nbd.read((8 << 20) + n * 4096, 4096).unwrap(), pattern(n as u8, 4096));
+    }
+    // The last disk cannot leave.
+    let refused = cluster.nodes[1].refused(Command::Down);
+    assert!(refused.code == code::CW_FAILED_BY_PEER && refused.info.len() == 1, "{refused:?}");
+
+    // It comes back and is resynced; the refused command had given up the link that was lost anyway.
+    cluster.nodes[1].connect(0);
+    cluster.nodes[0].apply_al();
+    cluster.up(0);
+    cluster.connected();
+    cluster.in_sync();
+    until("resync finished", || {
+        let pd = cluster.nodes[1].connection(0).peer_devices[0].clone();
+        (pd.replication_state.as_str() == "Established" && pd.out_of_sync == 0).then_some(())
+    });
+    drop(nbd);
+    until("openers gone", || (cluster.nodes[2].status().devices[0].open == Some(false)).then_some(()));
+    for node in cluster.nodes.iter_mut().rev() {
+        node.down();
+    }
+    assert!(cluster.images_equal());
+}
+
+#[test]
+fn a_volume_becomes_diskless_and_diskful_again() {
+    let mut cluster = Cluster::ready(&Setup::default());
+    let mut nbd = cluster.nodes[0].nbd();
+    nbd.write(0, &pattern(3, 8192)).unwrap();
+    cluster.nodes[0].ok(Command::Detach { minor: MINOR, force: false, diskless: true });
+    // Answered when the device is free: it can be attached elsewhere at once.
+    let device = cluster.nodes[0].status().devices[0].clone();
+    assert!(device.client && device.disk_state.as_str() == "Diskless", "{device:?}");
+    assert_eq!(nbd.read(0, 8192).unwrap(), pattern(3, 8192));
+    nbd.write(4096, &pattern(4, 8192)).unwrap();
+    cluster.nodes[0].apply_al();
+    cluster.nodes[0].attach();
+    cluster.in_sync();
+    assert!(!cluster.nodes[0].status().devices[0].client);
+    assert!(!cluster.nodes[0].running().volumes[0].client);
+    assert_eq!(nbd.read(4096, 8192).unwrap(), pattern(4, 8192));
+    drop(nbd);
+    until("openers gone", || (cluster.nodes[0].status().devices[0].open == Some(false)).then_some(()));
+    for node in &mut cluster.nodes {
+        node.down();
+    }
+    assert!(cluster.images_equal());
+}
+
+#[test]
+fn up_after_a_kill_removes_the_dead_device() {
+    let (name, minor) = (format!("kill-{}", std::process::id()), 500_000 + std::process::id() % 500_000);
+    let setup =
+        Setup { bytes: 32 << 20, name: name.clone(), minor, device: true, nodes: 1, ..Setup::default() };
+    let mut cluster = Cluster::ready(&setup);
+    let node = PathBuf::from(format!("/dev/drbd{minor}"));
+    let link = PathBuf::from(format!("/dev/drbd/by-res/{name}/0"));
+    let at = cluster.nodes[0].dir.join("mnt");
+    std::fs::create_dir(&at).unwrap();
+    let paths = vec![node.clone(), link.clone(), link.parent().unwrap().into()];
+    let _leftovers = Leftovers { minor, mount: at.clone(), paths };
+    let run = |program: &str, args: &[&Path]| {
+        let out = std::process::Command::new(program).args(args).output().unwrap();
+        assert!(out.status.success(), "{program} {args:?}: {out:?}");
+    };
+    let restart = |cluster: &mut Cluster| {
+        cluster.nodes[0].kill();
+        assert!(node.exists() && carriers(minor).len() == 1, "nobody cleaned up");
+        cluster.nodes[0].apply_al();
+        cluster.up(0);
+    };
+    // Idle: everything is gone before anybody promotes.
+    assert!(node.exists() && link.exists());
+    restart(&mut cluster);
+    until("the end of the dead device", || {
+        (!node.exists() && link.symlink_metadata().is_err() && carriers(minor).is_empty()).then_some(())
+    });
+    // In use: the name is free, the device goes with its user.
+    cluster.nodes[0].ok(Command::Primary { force: false });
+    run("mkfs.ext4", &[Path::new("-q"), &node]);
+    run("mount", &[&node, &at]);
+    std::fs::write(at.join("file"), pattern(5, 1 << 20)).unwrap();
+    run("sync", &[Path::new("-f"), &at]);
+    restart(&mut cluster);
+    // Promoted at once: the new node waits for the end of the old one.
+    cluster.nodes[0].ok(Command::Primary { force: false });
+    assert!(node.exists());
+    assert_eq!(carriers(minor).len(), 2);
+    run("umount", &[Path::new("-l"), &at]);
+    until("the end of the dead device", || (carriers(minor).len() == 1).then_some(()));
+    assert!(cluster.nodes[0].log().contains("still used"), "{}", cluster.nodes[0].log());
+    run("mount", &[&node, &at]);
+    assert_eq!(std::fs::read(at.join("file")).unwrap(), pattern(5, 1 << 20));
+    run("umount", &[&at]);
+    cluster.nodes[0].down();
+    assert!(!node.exists() && link.symlink_metadata().is_err() && carriers(minor).is_empty());
+}
+
+#[test]
+fn block_status_tells_holes_and_what_peers_lack() {
+    const MIB: u64 = 1 << 20;
+    let mut cluster = Cluster::ready(&Setup { bytes: 32 << 20, ..Setup::default() });
+    let size = cluster.nodes[0].status().devices[0].statistics.as_ref().unwrap().size * 1024;
+    let mut nbd = cluster.nodes[0].nbd();
+    nbd.write(MIB, &pattern(1, 65536)).unwrap();
+    nbd.write(5 * MIB + 512, &pattern(2, 512)).unwrap();
+    let expected = [
+        [0, MIB, 3],
+        [MIB, 65536, 0],
+        [MIB + 65536, 4 * MIB - 65536, 3],
+        [5 * MIB, 4096, 0],
+        [5 * MIB + 4096, size - 5 * MIB - 4096, 3],
+    ];
+    assert_eq!(map(&cluster.nodes[0], "base:allocation"), expected);
+    assert_eq!(map(&cluster.nodes[0], "palisade:out-of-sync"), [[0, size, 0]]);
+    let uri = format!("nbd+unix:///?socket={}", cluster.nodes[0].nbd_path().display());
+    let args = ["map", "--output=json", "-f", "raw", &uri];
+    let out = std::process::Command::new("qemu-img").args(args).output().unwrap();
+    let text = String::from_utf8(out.stdout).unwrap();
+    assert!(text.contains("\"start\": 1048576, \"length\": 65536"), "{text}");
+
+    cluster.nodes[1].kill();
+    nbd.write(8 * MIB, &pattern(3, 131_072)).unwrap();
+    let lacking = [[0, 8 * MIB, 0], [8 * MIB, 131_072, 1], [8 * MIB + 131_072, size - 8 * MIB - 131_072, 0]];
+    assert_eq!(map(&cluster.nodes[0], "palisade:out-of-sync"), lacking);
+    cluster.nodes[1].apply_al();
+    cluster.up(1);
+    cluster.connected();
+    until("resync", || (map(&cluster.nodes[0], "palisade:out-of-sync") == [[0, size, 0]]).then_some(()));
+    // Without a disk nobody knows: everything counts as data.
+    cluster.nodes[0].ok(Command::Detach { minor: MINOR, force: false, diskless: false });
+    assert_eq!(map(&cluster.nodes[0], "base:allocation"), [[0, size, 0]]);
+}
+
+#[test]
 fn a_wrong_secret_ends_in_standalone() {
     let mut cluster = Cluster::prepare(&Setup::default());
     cluster.up(0);
@@ -205,6 +379,13 @@ fn a_second_engine_and_a_disk_in_use_are_refused() {
     assert_eq!(refused.code, code::DISK_CLAIMED, "{refused:?}");
     let status = cluster.nodes[1].status();
     assert_eq!(status.devices[0].disk_state.as_str(), "Diskless");
+    // What is about to be free is waited for: then the disk is that of a killed engine.
+    let kill = format!("sleep 0.5; kill -9 {}", cluster.nodes[0].pid());
+    let mut killer = std::process::Command::new("sh").args(["-c", &kill]).spawn().unwrap();
+    let attach = cluster.nodes[1].attach_command();
+    let refused = cluster.nodes[1].refused(attach);
+    assert_eq!(refused.code, code::MD_UNCLEAN, "{refused:?}");
+    killer.wait().unwrap();
 }
 
 #[test]

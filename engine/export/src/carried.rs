@@ -4,7 +4,7 @@
 use crate::channel::{Receiver, Sender, channel};
 use crate::fuse::Fuse;
 use crate::kernel_nbd::{self, Nbd};
-use crate::node::{Node, system};
+use crate::node::{Node, remove_dead, system};
 use crate::{
     BackendKind, BlockRequest, BufferPool, DeviceError, DeviceEvent, DeviceExport, DeviceParams, Reply, User,
     sys,
@@ -66,6 +66,9 @@ pub(crate) trait Carrier: Send + Sized + 'static {
         pool: &BufferPool,
         notes: &Sender<Note<Self::Attachment>>,
     ) -> Result<Self, DeviceError>;
+
+    /// Takes from the kernel what a dead process left for this minor.
+    fn clean_up(params: &DeviceParams);
 
     /// Binds a kernel device to the data path and makes the node.
     fn attach(&self, params: &DeviceParams) -> Work<Self::Attachment>;
@@ -264,6 +267,20 @@ impl<C: Carrier> DeviceExport for Carried<C> {
                 self.run(Job::Attach, work, Note::Attached);
             }
         }
+    }
+
+    fn clean_up(&mut self, params: DeviceParams) {
+        if self.carrier.is_some() || self.job.is_some() {
+            let error = DeviceError::Busy("it is attached, or another operation runs");
+            return self.refuse(DeviceEvent::Detached(Err(error)));
+        }
+        let run = Box::new(move || {
+            // First the name: nobody new finds the dead device.
+            remove_dead(&params);
+            C::clean_up(&params);
+            Ok(())
+        });
+        self.run(Job::Detach, Work { keep: Vec::new(), run }, Note::Detached);
     }
 
     fn resize(&mut self, size: u64) {

@@ -104,6 +104,12 @@ pub trait DeviceExport: Send {
     /// Begins to create the node; leftovers of a dead process for this minor are removed first.
     fn attach(&mut self, params: DeviceParams);
 
+    /// Begins to remove what a dead process left of the node and its kernel device; ends as a detach does.
+    ///
+    /// The new engine never takes the old device over: what its users have cached may be older than the data,
+    /// if another node was Primary meanwhile. They got I/O errors since the engine died, and go on getting them.
+    fn clean_up(&mut self, params: DeviceParams);
+
     /// Begins to change the size, in bytes.
     fn resize(&mut self, size: u64);
 

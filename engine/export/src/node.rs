@@ -12,6 +12,9 @@ use std::time::{Duration, Instant};
 /// How long a detach waits for udev to let go of a device it is looking at.
 const UDEV_PATIENCE: Duration = Duration::from_secs(2);
 
+/// Directories below `/dev/drbd` that are searched for links.
+const LINK_DEPTH_MAX: u32 = 4;
+
 /// How long the kernel may take to let go of a device after the last user.
 const RELEASE_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -165,6 +168,41 @@ impl Node {
             std::thread::sleep(Duration::from_millis(10));
         }
         Ok(())
+    }
+}
+
+/// Removes the node of a dead engine for this minor, and the links to it.
+pub(crate) fn remove_dead(params: &DeviceParams) {
+    let path = params.node();
+    let Ok(found) = fs::symlink_metadata(&path) else { return };
+    if !found.file_type().is_block_device() || may_replace(sys::dev_number(&found), params.minor).is_err() {
+        return;
+    }
+    let mut node = Node { links: params.links.clone(), dev: sys::dev_number(&found), path };
+    find_links(&params.dev_dir.join("drbd"), &node.path, LINK_DEPTH_MAX, &mut node.links);
+    node.remove();
+    tracing::info!(node = %node.path.display(), "The node of a dead engine was removed.");
+}
+
+/// Symbolic links to `node` below a directory.
+fn find_links(dir: &Path, node: &Path, depth: u32, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        let (path, kind) = (entry.path(), entry.file_type());
+        if kind.as_ref().is_ok_and(fs::FileType::is_dir) && depth > 0 {
+            find_links(&path, node, depth - 1, found);
+        } else if kind.is_ok_and(|k| k.is_symlink()) && fs::read_link(&path).is_ok_and(|to| to == node) {
+            found.push(path);
+        }
+    }
+}
+
+/// Tells who still uses a device of a dead engine, which goes with its last user.
+pub(crate) fn warn_of_users(minor: u32, dev: DevNumber) {
+    let users: Vec<String> =
+        users::users_of(dev).unwrap_or_default().iter().map(ToString::to_string).collect();
+    if !users.is_empty() {
+        let users = users.join(", ");
+        tracing::warn!(minor, %dev, users, "A device of a dead engine, which fails all I/O, is still used; end that.");
     }
 }
 

@@ -21,6 +21,9 @@ impl World {
         node.life += 1;
         node.core = Some(node.boot(node_id(n), seed));
         self.command(n, Command::NewVolume { vnr: VOLUME, minor: n as u32 });
+        if !self.nodes[n].diskful() {
+            self.command(n, Command::SetClient(VOLUME));
+        }
         for m in (0..self.nodes.len()).filter(|m| *m != n) {
             if self.nodes[n].config.unconfigured.contains(&m) {
                 continue;

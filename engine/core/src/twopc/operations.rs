@@ -194,7 +194,8 @@ impl Core {
             let n = self.conns.len().max(1) as u64;
             let wait = self.rng.up_to(base * n * (1 << op.tries.min(5)));
             // Endless patience would hide a stuck cluster: an administrator gets an answer.
-            if op.admin.is_some() && self.now.since(op.started) > self.cfg.resource.twopc_timeout * 2 {
+            let asked = op.admin.is_some() || self.is_down_step(&op);
+            if asked && self.now.since(op.started) > self.cfg.resource.twopc_timeout * 2 {
                 self.conclude(op, Err(r));
                 return;
             }
@@ -245,6 +246,12 @@ impl Core {
         self.conclude(op, Err(r));
     }
 
+    /// A graceful disconnect on the way down, from a peer that is still there.
+    fn is_down_step(&self, op: &Operation) -> bool {
+        let connected = matches!(op.change, Change::Disconnect(n, _) if self.st.connected(n));
+        self.down.is_some() && op.admin.is_none() && connected
+    }
+
     pub(super) fn conclude(&mut self, op: Operation, r: Result<(), Refusal>) {
         let mut answer = r.map_err(crate::core::AdminError::from);
         if let Err(e) = &mut answer {
@@ -258,6 +265,15 @@ impl Core {
             let scope = self.scope(None, op.change.vnr());
             let text = format!("State change failed: {} ({})", e.text, e.code);
             self.log(LogLevel::Warn, scope, text);
+        }
+        if let Err(e) = &answer
+            && self.is_down_step(&op)
+        {
+            // Trying again would not change the answer.
+            let mut e = e.clone();
+            e.info.push("failed to disconnect".to_owned());
+            let id = self.down.take();
+            self.answer(id, Err(e));
         }
         self.answer(op.admin, answer);
         self.down_step();

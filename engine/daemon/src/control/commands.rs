@@ -4,7 +4,9 @@
 
 use super::ReplyTo;
 use crate::config::{LocalBacking, LocalPeer, LocalVolume};
-use crate::core_api::{AdminError, Command as CoreCommand, Core, CoreConfig, NodeId, PeerSpec, VolumeNr};
+use crate::core_api::{
+    AdminError, Command as CoreCommand, Core, CoreConfig, NodeId, PeerSpec, Time, VolumeNr,
+};
 use crate::engine::Engine;
 use crate::flow::refusal;
 use crate::net::Path;
@@ -14,8 +16,25 @@ use palisade_control::{
     AddressFamily, Command, Endpoint, Options, Payload, Refusal, Reply, RunningPath, TimeoutType, code,
 };
 use std::net::SocketAddr;
+use std::time::Duration;
 
 type Outcome = Result<(), Refusal>;
+
+/// How long an attach waits for a device that is in use.
+const CLAIM_PATIENCE: Duration = Duration::from_secs(2);
+/// Time between its attempts.
+const CLAIM_INTERVAL: Duration = Duration::from_millis(50);
+
+/// An attach that waits for its devices.
+#[derive(Debug)]
+pub(crate) struct Claim {
+    to: ReplyTo,
+    minor: u32,
+    local: LocalBacking,
+    /// Next attempt.
+    pub(crate) at: Time,
+    until: Time,
+}
 
 fn refuse(code: i32, why: impl Into<String>) -> Refusal {
     Refusal::new(code).with_info(why)
@@ -58,7 +77,7 @@ impl Engine {
                 self.ask(to, CoreCommand::SetResource(config), move |e| e.local.options = all);
                 Ok(())
             }
-            Command::NewMinor { minor, volume, options } => self.new_minor(to, minor, volume, options),
+            Command::NewMinor { minor, volume, options } => self.new_minor(to, minor, volume, &options),
             Command::DelMinor { minor } => {
                 let vnr = self.volume(minor)?;
                 self.ask(to, CoreCommand::DelVolume(vnr), move |e| {
@@ -101,12 +120,8 @@ impl Engine {
                 self.disk_options(to, minor, &options, set_defaults)
             }
             Command::Detach { minor, force, diskless } => {
-                if diskless {
-                    let why = "This engine does not support intentionally diskless volumes yet; leave '--diskless' out.";
-                    return Err(refuse(code::NOT_SUPPORTED, why));
-                }
                 let vnr = self.volume(minor)?;
-                self.ask(to, CoreCommand::Detach { vnr, force }, |_| {});
+                self.detach(to, vnr, force, diskless);
                 Ok(())
             }
             Command::Verify { .. } | Command::Resize { .. } => {
@@ -261,8 +276,17 @@ impl Engine {
         Ok(())
     }
 
-    fn new_minor(&mut self, to: ReplyTo, minor: u32, volume: u16, options: Options) -> Outcome {
-        options::device(&options)?;
+    /// The volume is meant to be without a disk from now on.
+    fn set_client(&mut self, vnr: VolumeNr) {
+        if let Some(volume) = self.local.volumes.get_mut(&vnr.0) {
+            volume.client = true;
+        }
+        self.admin(CoreCommand::SetClient(vnr), |_, _| {});
+    }
+
+    fn new_minor(&mut self, to: ReplyTo, minor: u32, volume: u16, options: &Options) -> Outcome {
+        let client = options::device(options)?;
+        let options: Options = options.iter().filter(|(name, _)| *name != "diskless").collect();
         if minor >= 1 << 20 {
             return Err(refuse(code::INVALID_REQUEST, format!("{minor} is no minor number (0 to 1048575).")));
         }
@@ -273,7 +297,11 @@ impl Engine {
             return Err(Refusal::new(code::MINOR_OR_VOLUME_EXISTS));
         }
         self.ask(to, CoreCommand::NewVolume { vnr: VolumeNr(volume), minor }, move |e| {
-            e.local.volumes.insert(volume, LocalVolume { minor, options, backing: None });
+            e.local.volumes.insert(volume, LocalVolume { minor, client: false, options, backing: None });
+            if client {
+                e.set_client(VolumeNr(volume));
+            }
+            e.node_clean_up(VolumeNr(volume));
         });
         Ok(())
     }
@@ -426,14 +454,41 @@ impl Engine {
     }
 
     fn attach(&mut self, to: ReplyTo, minor: u32, local: LocalBacking) -> Outcome {
+        let until = self.now() + CLAIM_PATIENCE;
+        self.attach_until(Claim { to, minor, local, at: until, until })
+    }
+
+    /// Tries again to get devices that were in use.
+    pub(crate) fn claim_timers(&mut self, now: Time) {
+        let (due, later) = std::mem::take(&mut self.claims).into_iter().partition(|c| c.at <= now);
+        self.claims = later;
+        let due: Vec<Claim> = due;
+        for claim in due {
+            let to = claim.to;
+            if let Err(refused) = self.attach_until(claim) {
+                self.reply(to, Reply::Refused(refused));
+            }
+        }
+    }
+
+    /// The kernel lets go of what a killed engine had open some time after that is gone: until then, wait.
+    fn attach_until(&mut self, claim: Claim) -> Outcome {
+        let Claim { to, minor, ref local, until, .. } = claim;
         let vnr = self.volume(minor)?;
         let (config, md_flushes) = options::disk(&local.options)?;
         if self.backings.contains_key(&vnr) {
             return Err(Refusal::new(code::DISK_CONFIGURED));
         }
         let node_id = self.local.node_id.unwrap_or_default();
-        let (backing, core) =
-            disk::open(&local.disk, &local.meta_disk, local.meta_index, node_id, &self.pool)?;
+        let opened = disk::open(&local.disk, &local.meta_disk, local.meta_index, node_id, &self.pool);
+        let claimed = |e: &Refusal| matches!(e.code, code::DISK_CLAIMED | code::MD_DISK_CLAIMED);
+        let now = self.now();
+        if opened.as_ref().is_err_and(claimed) && now < until {
+            self.claims.push(Claim { at: now + CLAIM_INTERVAL, ..claim });
+            return Ok(());
+        }
+        let (backing, core) = opened?;
+        let local = claim.local;
         backing.md_flushes.set(md_flushes);
         self.backings.insert(vnr, backing);
         let command = CoreCommand::Attach { vnr, backing: core, disk: config };
@@ -441,8 +496,30 @@ impl Engine {
         if let Some(volume) = self.local.volumes.get_mut(&vnr.0) {
             volume.backing = Some(local);
         }
-        self.ask(to, command, |_| {});
+        self.ask(to, command, move |e| {
+            if let Some(volume) = e.local.volumes.get_mut(&vnr.0) {
+                volume.client = false;
+            }
+        });
         Ok(())
+    }
+
+    /// Answered when the backing device is free again; by force, at once.
+    fn detach(&mut self, to: ReplyTo, vnr: VolumeNr, force: bool, diskless: bool) {
+        self.admin(CoreCommand::Detach { vnr, force }, move |engine, result| {
+            if let Err(e) = result {
+                return engine.reply(to, Reply::Refused(refusal(e)));
+            }
+            if diskless {
+                engine.set_client(vnr);
+            }
+            engine.status_changed = true;
+            if force || !engine.backings.contains_key(&vnr) {
+                engine.reply(to, Reply::done());
+            } else {
+                engine.detaching.push((vnr, to));
+            }
+        });
     }
 
     fn disk_options(&mut self, to: ReplyTo, minor: u32, given: &Options, set_defaults: bool) -> Outcome {

@@ -4,7 +4,7 @@
 //! - [`commands`]: what each command does;
 //! - [`snapshot`]: the core's state in the model of `palisade-control`.
 
-mod commands;
+pub(crate) mod commands;
 mod snapshot;
 
 use crate::engine::{Engine, Token};

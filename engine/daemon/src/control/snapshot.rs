@@ -2,6 +2,7 @@
 
 use crate::core_api::Core;
 use crate::engine::Engine;
+use crate::front::device::NodeState;
 use palisade_control::{
     ConnectionState, ConnectionStatus, DeviceStatistics, DeviceStatus, DiskState, GenerationInfo, PathStatus,
     PeerDeviceStatus, ReplicationState, ResourceStatus, ResyncSuspended, Role, SyncDetails, WriteOrdering,
@@ -64,7 +65,7 @@ impl Engine {
         // Who has the node open is only known by searching all processes.
         let open = if nbd {
             Some(true)
-        } else if self.front.nodes.contains_key(&d.vnr) {
+        } else if self.front.nodes.get(&d.vnr).is_some_and(|n| n.state != NodeState::CleaningUp) {
             None
         } else {
             Some(false)
@@ -73,7 +74,7 @@ impl Engine {
             volume: d.vnr.0,
             minor: d.minor,
             disk_state: disk(d.disk),
-            client: false,
+            client: d.client,
             open,
             quorum: d.quorum,
             backing_dev: volume.and_then(|v| v.backing.as_ref()).map(|b| b.disk.clone()),

@@ -5,12 +5,15 @@ use crate::core_api::VolumeNr;
 use crate::engine::{Engine, Token};
 use crate::ring::{Fd, Op};
 use palisade_export::{BackendKind, DeviceEvent, DeviceExport, DeviceParams, open_device};
+use std::io;
 use std::path::PathBuf;
 use std::rc::Rc;
 
 /// Where a node is on its way.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum NodeState {
+    /// What a dead engine left is being removed first.
+    CleaningUp,
     /// Being created.
     Attaching,
     /// Usable.
@@ -38,7 +41,7 @@ pub(crate) struct Node {
 
 impl Engine {
     pub(crate) fn node_attach(&mut self, vnr: VolumeNr, size: u64) {
-        if std::env::var("PALISADE_DEVICE").is_ok_and(|v| v == "none") {
+        if is_unwanted() {
             return;
         }
         match self.front.nodes.get(&vnr).map(|n| &n.state) {
@@ -47,29 +50,43 @@ impl Engine {
             Some(_) => return,
             None => {}
         }
-        let Some(volume) = self.local.volumes.get(&vnr.0) else { return };
+        if let Err(e) = self.node_begin(vnr, size, NodeState::Attaching) {
+            tracing::error!("{}/{vnr}: no device node: {e}", self.name);
+            self.front.failure = Some(format!("No device node for volume {vnr}: {e}."));
+        }
+    }
+
+    /// Begins to remove what an engine that died left of a node; a node comes only after that.
+    pub(crate) fn node_clean_up(&mut self, vnr: VolumeNr) {
+        if is_unwanted() || self.front.nodes.contains_key(&vnr) {
+            return;
+        }
+        if let Err(e) = self.node_begin(vnr, 0, NodeState::CleaningUp) {
+            tracing::warn!("{}/{vnr}: not looked for what a dead engine left: {e}", self.name);
+        }
+    }
+
+    /// Starts what leads to a state.
+    fn node_begin(&mut self, vnr: VolumeNr, size: u64, state: NodeState) -> io::Result<()> {
+        let Some(volume) = self.local.volumes.get(&vnr.0) else { return Ok(()) };
         let mut params = DeviceParams::new(volume.minor, size);
         let by_res = PathBuf::from("/dev/drbd/by-res").join(&self.name).join(vnr.to_string());
         params.links = vec![by_res];
         if let Some(disk) = volume.backing.as_ref().and_then(|b| b.disk.strip_prefix("/dev/")) {
             params.links.push(PathBuf::from("/dev/drbd/by-disk").join(disk));
         }
-        let opened = open_device(BackendKind::detect(), self.pool.clone())
-            .and_then(|export| export.event_fd().try_clone_to_owned().map(|fd| (export, fd)));
-        match opened {
-            Ok((mut export, fd)) => {
-                export.attach(params);
-                let serial = self.id();
-                let fd: Fd = Rc::new(fd);
-                self.ring.push(Token::Device(vnr, serial), Op::Poll { fd: Rc::clone(&fd) });
-                let node = Node { export, state: NodeState::Attaching, waiting: false, fd, serial };
-                self.front.nodes.insert(vnr, node);
-            }
-            Err(e) => {
-                tracing::error!("{}/{vnr}: no device node: {e}", self.name);
-                self.front.failure = Some(format!("No device node for volume {vnr}: {e}."));
-            }
+        let mut export = open_device(BackendKind::detect(), self.pool.clone())?;
+        let fd: Fd = Rc::new(export.event_fd().try_clone_to_owned()?);
+        if state == NodeState::Attaching {
+            export.attach(params);
+        } else {
+            export.clean_up(params);
         }
+        let serial = self.id();
+        self.ring.push(Token::Device(vnr, serial), Op::Poll { fd: Rc::clone(&fd) });
+        let node = Node { export, state, waiting: false, fd, serial };
+        self.front.nodes.insert(vnr, node);
+        Ok(())
     }
 
     pub(crate) fn node_resize(&mut self, vnr: VolumeNr, size: u64) {
@@ -82,6 +99,7 @@ impl Engine {
     pub(crate) fn node_detach(&mut self, vnr: VolumeNr, force: bool) {
         if let Some(node) = self.front.nodes.get_mut(&vnr)
             && node.state != (NodeState::Detaching { force })
+            && node.state != NodeState::CleaningUp
         {
             node.state = NodeState::Detaching { force };
             node.export.detach(force);
@@ -139,6 +157,13 @@ impl Engine {
                         self.volume_appears(vnr);
                     }
                 }
+                DeviceEvent::Detached(Err(e)) if node.state == NodeState::CleaningUp => {
+                    tracing::warn!("{}/{vnr}: not looked for what a dead engine left: {e}", self.name);
+                    self.front.nodes.remove(&vnr);
+                    if self.front.present {
+                        self.volume_appears(vnr);
+                    }
+                }
                 DeviceEvent::Detached(Err(e)) => node.state = NodeState::Refused(e.to_string()),
                 DeviceEvent::Lost(why) => {
                     let ours = matches!(node.state, NodeState::Detaching { .. });
@@ -174,4 +199,9 @@ impl Engine {
             node.state = NodeState::Failed(why.to_owned());
         }
     }
+}
+
+/// Whether this process makes no nodes at all.
+fn is_unwanted() -> bool {
+    std::env::var("PALISADE_DEVICE").is_ok_and(|v| v == "none")
 }

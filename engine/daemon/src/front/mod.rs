@@ -2,17 +2,20 @@
 //!
 //! - [`nbd`]: listeners and connections;
 //! - [`device`]: device nodes;
+//! - [`extents`]: block status;
 //! - here: requests of both, cut to the sizes the core takes and put together again.
 
 pub mod device;
+pub mod extents;
 pub mod nbd;
 
 use crate::core_api::{BlockId, BlockOp, BlockResult, Input, VolumeNr};
 use crate::engine::{Engine, NOTHING};
 use bytes::Bytes;
 use device::Node;
+use extents::Looking;
 use nbd::{Client, Listeners};
-use palisade_export::{AlignedBuf, BlockRequest, Errno, Extent, Op, Reply};
+use palisade_export::{AlignedBuf, BlockRequest, Errno, Op, Reply};
 use std::collections::{BTreeMap, HashMap};
 
 /// Largest read or write the core takes, bytes.
@@ -75,6 +78,7 @@ pub(crate) struct Front {
     /// Block request to request and byte position.
     pieces: HashMap<u64, (u64, u64)>,
     next: u64,
+    looking: HashMap<u64, Looking>,
 }
 
 impl Engine {
@@ -135,10 +139,8 @@ impl Engine {
                 self.front_advance(key);
                 return;
             }
-            Op::BlockStatus { offset: _, len, .. } => {
-                // What is allocated or equal on the peers is not asked of the core: everything counts as data.
-                let extent = Extent { len, hole: false, zero: false, out_of_sync: false };
-                self.front_reply(origin, id, Reply::Status(vec![extent]));
+            Op::BlockStatus { offset, len, .. } => {
+                self.block_status(origin, id, vnr, offset..offset.saturating_add(len));
                 return;
             }
             Op::WriteZeroes { fast: true, .. } => {

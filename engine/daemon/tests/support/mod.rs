@@ -3,7 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use palisade_control::{
-    Client, Command, ConnectionStatus, Endpoint, MetaIndex, Options, Reply, ResourceStatus,
+    Client, Command, ConnectionStatus, Endpoint, MetaIndex, Options, Payload, Reply, ResourceStatus,
+    RunningResource,
 };
 use palisade_metadata::image::create_md;
 use palisade_metadata::{Geometry, Kind, Layout, Superblock, Version};
@@ -36,8 +37,15 @@ pub struct Node {
     pub dir: PathBuf,
     pub disk: PathBuf,
     pub port: u16,
+    /// Intentionally diskless.
+    pub client: bool,
+    quorum: &'static str,
+    pub name: String,
+    pub minor: u32,
+    /// `/dev/drbdN` is made.
+    device: bool,
     child: Option<Child>,
-    client: Option<Client>,
+    control: Option<Client>,
 }
 
 pub struct Cluster {
@@ -50,6 +58,13 @@ pub struct Cluster {
 pub struct Setup {
     pub nodes: u8,
     pub bytes: u64,
+    /// Node ids without a disk.
+    pub clients: &'static [u8],
+    pub quorum: &'static str,
+    pub name: String,
+    pub minor: u32,
+    /// Make `/dev/drbdN`: name and minor must be this test's alone.
+    pub device: bool,
     pub net: Vec<(&'static str, &'static str)>,
 }
 
@@ -57,7 +72,16 @@ impl Default for Setup {
     fn default() -> Self {
         let net =
             vec![("cram-hmac-alg", "sha256"), ("shared-secret", "sesame"), ("socket-check-timeout", "1")];
-        Self { nodes: 2, bytes: 64 << 20, net }
+        Self {
+            nodes: 2,
+            bytes: 64 << 20,
+            clients: &[],
+            quorum: "off",
+            name: "r0".into(),
+            minor: MINOR,
+            device: false,
+            net,
+        }
     }
 }
 
@@ -91,7 +115,20 @@ impl Cluster {
                 file.set_len(setup.bytes).unwrap();
                 let layout = Layout::compute(Kind::Internal, setup.bytes, None, Geometry::new(4)).unwrap();
                 create_md(&file, &layout, &Superblock::fresh(Version::V09, &layout)).unwrap();
-                Node { id, dir: home, disk, port, child: None, client: None }
+                let client = setup.clients.contains(&id);
+                Node {
+                    id,
+                    dir: home,
+                    disk,
+                    port,
+                    client,
+                    quorum: setup.quorum,
+                    name: setup.name.clone(),
+                    minor: setup.minor,
+                    device: setup.device,
+                    child: None,
+                    control: None,
+                }
             })
             .collect();
         Self { _dir: dir, nodes, net: options(&setup.net) }
@@ -100,13 +137,24 @@ impl Cluster {
     pub fn up(&mut self, n: usize) {
         let count = self.nodes.len();
         let net = self.net.clone();
+        let clients: Vec<bool> = self.nodes.iter().map(|n| n.client).collect();
         let node = &mut self.nodes[n];
         node.spawn();
         node.configure();
         for peer in (0..count).filter(|p| *p != n) {
             node.peer(peer as u8, net.clone());
+            if clients[peer] {
+                node.ok(Command::PeerDeviceOptions {
+                    peer_node_id: peer as u8,
+                    volume: 0,
+                    options: options(&[("bitmap", "no")]),
+                    set_defaults: false,
+                });
+            }
         }
-        node.attach();
+        if !node.client {
+            node.attach();
+        }
         for peer in (0..count).filter(|p| *p != n) {
             node.connect(peer as u8);
         }
@@ -126,7 +174,7 @@ impl Cluster {
 
     /// Waits until all disks are UpToDate.
     pub fn in_sync(&mut self) {
-        for n in 0..self.nodes.len() {
+        for n in (0..self.nodes.len()).filter(|n| !self.nodes[*n].client).collect::<Vec<_>>() {
             until(&format!("disk of {n} UpToDate"), || {
                 let s = self.nodes[n].status();
                 (s.devices[0].disk_state.as_str() == "UpToDate").then_some(())
@@ -139,7 +187,7 @@ impl Cluster {
         let mut cluster = Self::start(setup);
         cluster.connected();
         cluster.nodes[0].ok(Command::NewCurrentUuid {
-            minor: MINOR,
+            minor: setup.minor,
             clear_bitmap: true,
             force_resync: false,
         });
@@ -155,12 +203,12 @@ impl Cluster {
             let data = all.len() - (1 << 20);
             all[..data].to_vec()
         };
-        let first = read(&self.nodes[0]);
-        self.nodes[1..].iter().all(|n| read(n) == first)
+        let images: Vec<Vec<u8>> = self.nodes.iter().filter(|n| !n.client).map(read).collect();
+        images.windows(2).all(|pair| pair[0] == pair[1])
     }
 }
 
-/// Minor numbers do not matter: no test makes device nodes.
+/// The number does not matter where no device node is made.
 pub const MINOR: u32 = 900;
 
 impl Node {
@@ -178,7 +226,10 @@ impl Node {
 
     pub fn process(&self) -> Process {
         let mut process = Process::new(env!("CARGO_BIN_EXE_palisaded"));
-        process.arg("r0").env("PALISADE_RUNTIME_DIR", &self.dir).env("PALISADE_DEVICE", "none");
+        process.arg(&self.name).env("PALISADE_RUNTIME_DIR", &self.dir);
+        if !self.device {
+            process.env("PALISADE_DEVICE", "none");
+        }
         process.stdin(Stdio::null());
         process
     }
@@ -187,9 +238,9 @@ impl Node {
         let log = File::options().create(true).append(true).open(self.dir.join("log")).unwrap();
         let child = self.process().stderr(log).spawn().unwrap();
         self.child = Some(child);
-        let path = self.dir.join("r0.sock");
-        let client = until("control socket", || Client::connect_path("r0", &path, LIMIT).ok());
-        self.client = Some(client);
+        let (name, path) = (self.name.clone(), self.dir.join(format!("{}.sock", self.name)));
+        let client = until("control socket", || Client::connect_path(&name, &path, LIMIT).ok());
+        self.control = Some(client);
     }
 
     pub fn log(&self) -> String {
@@ -199,11 +250,16 @@ impl Node {
     pub fn configure(&mut self) {
         let node_id = self.id;
         self.ok(Command::NewResource {
-            name: "r0".into(),
+            name: self.name.clone(),
             node_id,
-            options: options(&[("quorum", "off"), ("auto-promote", "no")]),
+            options: options(&[
+                ("quorum", self.quorum),
+                ("on-no-quorum", "io-error"),
+                ("auto-promote", "no"),
+            ]),
         });
-        self.ok(Command::NewMinor { minor: MINOR, volume: 0, options: Options::new() });
+        let device = if self.client { options(&[("diskless", "yes")]) } else { Options::new() };
+        self.ok(Command::NewMinor { minor: self.minor, volume: 0, options: device });
     }
 
     pub fn peer(&mut self, peer: u8, net: Options) {
@@ -220,7 +276,7 @@ impl Node {
     pub fn attach_command(&self) -> Command {
         let disk = self.disk.to_str().unwrap().to_owned();
         Command::Attach {
-            minor: MINOR,
+            minor: self.minor,
             backing_device: disk.clone(),
             meta_device: disk,
             meta_index: MetaIndex::Internal,
@@ -241,7 +297,7 @@ impl Node {
 
     pub fn call(&mut self, command: Command) -> Reply {
         let log = self.dir.join("log");
-        let client = self.client.as_mut().expect("a running engine");
+        let client = self.control.as_mut().expect("a running engine");
         client.call(command, CALL).unwrap_or_else(|e| {
             panic!("{e}\n{}", std::fs::read_to_string(log).unwrap_or_default());
         })
@@ -261,11 +317,22 @@ impl Node {
     }
 
     pub fn status(&mut self) -> ResourceStatus {
-        self.client.as_mut().expect("a running engine").status(LIMIT).unwrap().expect("a resource")
+        self.control.as_mut().expect("a running engine").status(LIMIT).unwrap().expect("a resource")
+    }
+
+    pub fn running(&mut self) -> RunningResource {
+        match self.call(Command::Show) {
+            Reply::Ok { payload: Payload::Running(running), .. } => running,
+            other => panic!("{other:?}"),
+        }
     }
 
     pub fn connection(&mut self, peer: usize) -> ConnectionStatus {
         self.status().connection(peer as i32).expect("a connection").clone()
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().expect("a running engine").id()
     }
 
     pub fn kill(&mut self) {
@@ -273,14 +340,14 @@ impl Node {
             child.kill().unwrap();
             child.wait().unwrap();
         }
-        self.client = None;
+        self.control = None;
     }
 
     pub fn down(&mut self) {
         self.ok(Command::Down);
         let status = self.child.take().unwrap().wait().unwrap();
         assert!(status.success(), "{status}\n{}", self.log());
-        self.client = None;
+        self.control = None;
     }
 
     pub fn is_running(&mut self) -> bool {
@@ -293,7 +360,7 @@ impl Node {
     }
 
     pub fn nbd_path(&self) -> PathBuf {
-        self.dir.join("r0.0.nbd")
+        self.dir.join(format!("{}.0.nbd", self.name))
     }
 }
 
@@ -364,4 +431,52 @@ impl Nbd {
         self.stream.read_exact(&mut data)?;
         Ok(data)
     }
+}
+
+/// Removes what a failed test left.
+pub struct Leftovers {
+    pub minor: u32,
+    pub mount: PathBuf,
+    pub paths: Vec<PathBuf>,
+}
+
+impl Drop for Leftovers {
+    fn drop(&mut self) {
+        let quiet = |program: &str, args: &[&Path]| {
+            let _ = Process::new(program).args(args).stderr(Stdio::null()).status();
+        };
+        quiet("umount", &[Path::new("-l"), &self.mount]);
+        for device in carriers(self.minor).iter().filter(|d| d.starts_with("/dev/loop")) {
+            quiet("losetup", &[Path::new("-d"), device]);
+        }
+        for path in &self.paths {
+            let _ = std::fs::remove_file(path).or_else(|_| std::fs::remove_dir(path));
+        }
+    }
+}
+
+/// Loop and NBD devices of a minor, as far as they still serve something.
+pub fn carriers(minor: u32) -> Vec<PathBuf> {
+    let name = format!("palisade-drbd{minor}.");
+    let serves = |dir: &Path| {
+        let read = |file| std::fs::read_to_string(dir.join(file)).unwrap_or_default();
+        read("loop/backing_file").contains(&name)
+            || (dir.join("pid").exists() && read("backend").starts_with(&name))
+    };
+    let devices = std::fs::read_dir("/sys/block").unwrap().map(|e| e.unwrap());
+    devices.filter(|e| serves(&e.path())).map(|e| Path::new("/dev").join(e.file_name())).collect()
+}
+
+/// Offset, length and state of each run that `nbdinfo --map` shows.
+pub fn map(node: &Node, context: &str) -> Vec<[u64; 3]> {
+    let uri = format!("nbd+unix:///?socket={}", node.nbd_path().display());
+    let map = format!("--map={context}");
+    let out = Process::new("nbdinfo").args([map.as_str(), uri.as_str()]).output().unwrap();
+    assert!(out.status.success(), "{out:?}");
+    let text = String::from_utf8(out.stdout).unwrap();
+    let run = |line: &str| {
+        let mut words = line.split_whitespace().map(|w| w.parse().unwrap_or(u64::MAX));
+        std::array::from_fn(|_| words.next().unwrap_or(u64::MAX))
+    };
+    text.lines().map(run).collect()
 }

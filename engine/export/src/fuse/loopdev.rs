@@ -3,7 +3,7 @@
 #![allow(unsafe_code)]
 
 use crate::DeviceError;
-use crate::node::system;
+use crate::node::{system, warn_of_users};
 use crate::owner::{self, Owner};
 use crate::sys::{self, DevNumber};
 use std::fs::{self, File, OpenOptions};
@@ -216,9 +216,13 @@ fn of_minor(minor: u32) -> Vec<(u32, Owner)> {
 /// its user lets it go; it has failed all I/O since its engine died.
 pub(super) fn clean_up(minor: u32, scratch: &Path) {
     for (number, owner) in of_minor(minor).into_iter().filter(|(_, owner)| owner.is_dead()) {
-        let released = Loop::find(number, scratch).and_then(|found| found.release(&found.open(false)?));
+        let released = Loop::find(number, scratch)
+            .and_then(|found| found.release(&found.open(false)?).map(|()| found.dev));
         match released {
-            Ok(()) => tracing::info!(number, minor, "A loop device of a dead engine was released."),
+            Ok(dev) => {
+                tracing::info!(number, minor, "A loop device of a dead engine was released.");
+                warn_of_users(minor, dev);
+            }
             Err(error) => {
                 tracing::warn!(number, minor, pid = owner.pid(), %error, "A loop device of a dead engine stays.");
             }

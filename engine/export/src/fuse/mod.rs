@@ -64,6 +64,10 @@ impl Carrier for Fuse {
         Ok(Self { connection, thread, mount, file_name, file })
     }
 
+    fn clean_up(params: &DeviceParams) {
+        loopdev::clean_up(params.minor, &params.dev_dir);
+    }
+
     fn attach(&self, params: &DeviceParams) -> Work<Attachment> {
         let mount = self.mount.as_raw_fd();
         let (file, name, params) = (self.file.clone(), self.file_name.clone(), params.clone());

@@ -2,7 +2,8 @@
 //! the kernel at the other.
 //!
 //! The kernel never times out a request: a replicated device may have to wait for a quorum. When the engine
-//! dies the socket goes with it, and the kernel fails all I/O.
+//! dies the socket goes with it, and the kernel fails all I/O. It could be told to wait for another socket
+//! (`dead_conn_timeout`, `NBD_CMD_RECONFIGURE`); that is not done, see [`DeviceExport::clean_up`].
 
 mod netlink;
 mod pump;
@@ -10,7 +11,7 @@ mod pump;
 use crate::carried::{self, Carrier, Work};
 use crate::channel::Sender;
 use crate::nbd::{self, Export, Limits, Session};
-use crate::node::{Node, system};
+use crate::node::{Node, system, warn_of_users};
 use crate::owner::{Owner, owner_of, tag};
 use crate::sys::{self, DevNumber};
 use crate::{BackendKind, BufferPool, DeviceError, DeviceParams, Reply};
@@ -75,6 +76,13 @@ impl Carrier for Nbd {
         let pump =
             Pump::start(ours, session, notes.clone()).map_err(system("starting the NBD thread", hint))?;
         Ok(Self { pump, kernel_end: Some(kernel_end), export, tag })
+    }
+
+    fn clean_up(params: &DeviceParams) {
+        match NbdControl::open() {
+            Ok(mut control) => clean_up(&mut control, params.minor),
+            Err(error) => tracing::warn!(%error, "The kernel's NBD client cannot be asked for dead devices."),
+        }
     }
 
     fn attach(&self, params: &DeviceParams) -> Work<Attachment> {
@@ -224,7 +232,12 @@ fn clean_up(control: &mut NbdControl, minor: u32) {
         let owner = backend(number).and_then(|backend| owner_of(&backend, minor));
         if owner.is_some_and(Owner::is_dead) && is_connected(number) {
             match control.disconnect(number) {
-                Ok(()) => tracing::info!(number, minor, "An NBD device of a dead engine was disconnected."),
+                Ok(()) => {
+                    tracing::info!(number, minor, "An NBD device of a dead engine was disconnected.");
+                    if let Ok(dev) = device_number(number) {
+                        warn_of_users(minor, dev);
+                    }
+                }
                 Err(error) => tracing::warn!(number, minor, %error, "An NBD device of a dead engine stays."),
             }
         }

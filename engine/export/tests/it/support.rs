@@ -94,7 +94,7 @@ impl MemDisk {
 /// An NBD server on a UNIX socket, one thread per connection.
 pub struct NbdServer {
     pub socket: PathBuf,
-    dir: tempfile::TempDir,
+    _dir: tempfile::TempDir,
 }
 
 pub fn export(name: &str, size: usize) -> Export {
@@ -124,7 +124,7 @@ impl NbdServer {
                 std::thread::spawn(move || serve(stream.unwrap(), session, &disk));
             }
         });
-        Self { socket, dir }
+        Self { socket, _dir: dir }
     }
 
     pub fn uri(&self, name: &str) -> String {
