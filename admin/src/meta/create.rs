@@ -174,7 +174,7 @@ fn offer_to_move(job: &Job, last: u64) -> Result<Replacement, Failure> {
         &format!("There appears to be a {name} flexible-size internal meta data block"),
         &format!("where it ended then, at byte offset {place}"),
     ];
-    if job.question.ask(context, "Do you want to move it to the end of the device?") {
+    if job.question.ask(context, "Move internal meta data from last-known position?") {
         move_from(job, last)?;
         return Ok(Replacement::Moved);
     }

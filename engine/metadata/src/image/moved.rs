@@ -6,7 +6,7 @@ use super::{
     BLOCK, BlockIo, CHUNK_BLOCKS, Extent, Fill, ImageError, Metadata, fill, flush, read, read_bitmap,
     read_block, read_log, size, write, write_superblock,
 };
-use crate::{DeviceFlags, Kind, Layout, PeerFlags, SECTOR_SIZE, Superblock, Version, md_offset};
+use crate::{DeviceFlags, Kind, Layout, PeerFlags, PeerSlot, SECTOR_SIZE, Superblock, Version, md_offset};
 
 /// Like [`super::read_metadata`] for internal metadata that lies where the device ended when it had
 /// `last_bytes` bytes. Nothing of it is judged by the present size.
@@ -74,6 +74,10 @@ fn full_sync(superblock: &Superblock) -> Superblock {
         }
         Version::V09 => {
             for peer in &mut marked.peers {
+                if peer.slot().is_none() {
+                    // The slots nobody uses do not count since day 0 any more.
+                    *peer = PeerSlot { bitmap_uuid: 0, bitmap_dagtag: 0, ..*peer };
+                }
                 peer.flags.set(PeerFlags::FULL_SYNC, true);
             }
         }

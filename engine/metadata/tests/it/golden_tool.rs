@@ -391,6 +391,9 @@ fn an_interrupted_create_leaves_no_valid_metadata() {
 fn an_interrupted_move_is_the_old_metadata_the_new_one_or_a_full_sync() {
     let files = archive("tool.tar.zst");
     let (device, kind) = tool_image(&files, "cases/12-v09-internal-p31/image");
+    let (mut day0, layout, _) = image::read_superblock(&device, kind, None).unwrap();
+    day0.peers[20] = PeerSlot { bitmap_uuid: 77, ..PeerSlot::EMPTY };
+    image::write_superblock(&device, &layout, &day0).unwrap();
     for grown in [4096, 64 << 10, 512 << 10, 8 << 20] {
         let last_bytes = device.size;
         let mut device = device.clone();
@@ -406,7 +409,11 @@ fn an_interrupted_move_is_the_old_metadata_the_new_one_or_a_full_sync() {
         with_crashes(&device, go, |crashed| match image::read_metadata(crashed, kind, None, Extent::Exact) {
             Ok(md) if md.superblock == new.superblock => assert!(same(&md.bitmap, &new.bitmap)),
             Ok(md) => {
-                assert!(md.superblock.peers.iter().all(|p| p.flags.contains(PeerFlags::FULL_SYNC)));
+                for (now, before) in md.superblock.peers.iter().zip(&old.superblock.peers) {
+                    let kept = before.slot().map_or(0, |_| before.bitmap_uuid);
+                    assert_eq!(now.bitmap_uuid, kept);
+                    assert!(now.flags.contains(PeerFlags::FULL_SYNC));
+                }
                 image::apply_al(crashed, kind, None).unwrap();
             }
             Err(_) => {
