@@ -6,6 +6,7 @@ use std::io::{BufRead, ErrorKind, IsTerminal};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::time::{Duration, Instant};
 
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use nix::libc;
 use palisade_control::runtime_dir;
 use palisade_metadata::Kind;
@@ -150,6 +151,11 @@ impl Device {
                 print("Operation canceled.\n");
                 return Err(Failure::new(EXIT_USAGE, ""));
             }
+        }
+        if is_device {
+            // What an engine wrote past the page cache must not be hidden by what is in there. This is a
+            // hint to the kernel, and nothing depends on it if nobody else has the device open.
+            let _ = posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
         }
         let bytes = file.size().map_err(|e| failed(&e))?;
         if bytes < DEVICE_BYTES_MIN {

@@ -35,7 +35,7 @@ struct Remarks<'a> {
 pub fn dump_superblock(job: &mut Job) -> Result<i32, Failure> {
     match job.scanned.flag("output-format").unwrap_or("auto") {
         "auto" if std::io::stdout().is_terminal() => dump(job, hex),
-        "auto" | "bin" => dump(job, |_, block, _| {
+        "auto" | "bin" | "binary" => dump(job, |_, block, _| {
             let mut out = std::io::stdout().lock();
             // Nobody reads any more: nothing left to do.
             let _ = out.write_all(block).and_then(|()| out.flush());

@@ -4,5 +4,6 @@
 
 mod cases;
 mod common;
+mod loops;
 mod more;
 mod transcript;

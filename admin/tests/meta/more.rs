@@ -252,6 +252,25 @@ fn restoring_asks_before_data_is_lost_and_takes_what_the_reference_cannot() {
     assert_eq!(field(&dump, "# bits-set"), "4", "{dump}");
 }
 
+/// The older tool fails an assertion here.
+#[test]
+fn external_metadata_can_have_a_coarse_bitmap() {
+    let place = Place::with_image(2 * MIB);
+    let run = |words: &str| {
+        let all = ["--force", "-", "v09", "md.img", "flex-external"].into_iter().chain(words.split(' '));
+        place.run(&all.collect::<Vec<_>>())
+    };
+    assert_eq!(run("create-md --bitmap-block-size 64k --effective-size 10G 2").0, 0);
+    let dump = run("dump-md").1;
+    assert_eq!((field(&dump, "bm-byte-per-bit"), field(&dump, "la-size-sect")), ("65536", "20971520"));
+    std::fs::write(place.path("x.dump"), &dump).unwrap();
+    let before = place.bytes(0, 2 * MIB);
+    place.fresh(2 * MIB);
+    let (code, _, err) = run("restore-md x.dump");
+    assert_eq!(code, 0, "{err}");
+    assert!(place.bytes(0, 2 * MIB) == before);
+}
+
 #[test]
 fn a_dump_is_verified_without_a_device() {
     let place = Place::new();

@@ -470,3 +470,45 @@ impl<'a> Parser<'a> {
         if KEYWORDS.contains(&token) { Token::Word(token) } else { Token::Bad("unknown token", token) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_wrong_is_said_in_the_words_of_the_reference() {
+        let head = "version \"v09\";\nmax-peers 1; ";
+        let string = "short quoted string (\"..up to 20 characters, no newline..\") expected";
+        for (text, said) in [
+            ("version", format!("Parse error in line 1: {string}, but end of file encountered")),
+            ("version 5;", format!("Parse error in line 1: {string}, not some number")),
+            ("max-peers", "Parse error in line 1: keyword 'version' expected, not 'max-peers'".to_owned()),
+            ("version \"v09\" peer", "Parse error in line 1: semicolon (;) expected, not 'peer'".to_owned()),
+            (
+                "zork",
+                "line 1: unknown token: zork ...\nParse error in line 1: keyword 'version' expected"
+                    .to_owned(),
+            ),
+            (
+                &format!("{head}="),
+                "Parse error in line 2: keyword 'node-id' expected; got invalid input character '\\x3d' [=]"
+                    .to_owned(),
+            ),
+            (
+                "version \"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\";",
+                format!(
+                    "line 1: invalid string: \"aaaaaaaaaaaaaaaaaaaa ...\nParse error in line 1: {string}"
+                ),
+            ),
+        ] {
+            assert_eq!(parse_dump(text, Version::V09).unwrap_err().to_string(), said, "{text}");
+        }
+        // Whatever a file holds is an error and no panic.
+        for odd in ["ä", "\"ää", "\"äääääääääääää\n", "\"", "-", "0x", "--5", "\0", "version \"", "\"ä\"ä"]
+        {
+            for text in [odd.to_owned(), format!("version {odd}"), format!("{head}{odd}")] {
+                assert!(parse_dump(&text, Version::V09).is_err(), "{text}");
+            }
+        }
+    }
+}

@@ -450,3 +450,23 @@ fn a_released_slot_keeps_its_bits_and_gets_those_of_a_slot_nobody_uses() {
     let full = release(&device.clone(), &sb);
     assert_eq!((full.weight(1), full.weight(0)), (full.bits(), md.bitmap.weight(0)));
 }
+
+#[test]
+fn an_interrupted_restore_leaves_the_old_metadata_none_or_the_new() {
+    let files = archive("tool.tar.zst");
+    let (device, kind) = tool_image(&files, "cases/12-v09-internal-p31/image");
+    let dump =
+        text(&files, "cases/12-v09-internal-p31/expected/dump-md.stdout").replace("peers 31;", "peers 7;");
+    let dump = &dump[..dump.find("bitmap[7] {").unwrap()];
+    let dump = dump.replace("bitmap-index 1", "bitmap-index 0");
+    let parsed = parse_dump(&dump, Version::V09).unwrap();
+    let (old, ..) = image::read_superblock(&device, kind, None).unwrap();
+    let restore = |device: &Sparse| image::restore_md(device, kind, None, None, &parsed).map(|_| ());
+    let whole = device.clone();
+    restore(&whole).unwrap();
+    with_crashes(&device, restore, |crashed| match image::read_superblock(crashed, kind, None) {
+        Ok((sb, ..)) if sb == old => assert_eq!(crashed.differs(&device), []),
+        Ok(_) => assert_eq!(crashed.differs(&whole), []),
+        Err(error) => assert!(matches!(error, image::ImageError::NoMetadata(_)), "{error}"),
+    });
+}
