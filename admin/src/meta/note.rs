@@ -63,14 +63,19 @@ impl Note {
         })
     }
 
+    fn resized(&self, device: &str, bytes: u64) -> std::io::Result<()> {
+        self.write(device, bytes, self.read().and_then(|seen| seen.uuid))
+    }
+
     pub fn remove(&self) {
         let _ = std::fs::remove_file(&self.0);
     }
 }
 
-/// Notes where the metadata of a minor is that an engine attached.
+/// Notes where the metadata of a minor is that an engine attached. Its UUID is kept: that does not change
+/// while it is attached.
 pub fn remember_location(minor: u32, device: &str, bytes: u64) -> std::io::Result<()> {
-    Note::of(None, Some(minor)).write(device, bytes, None)
+    Note::of(None, Some(minor)).resized(device, bytes)
 }
 
 #[cfg(test)]
@@ -86,6 +91,8 @@ mod tests {
         note.write("/dev/x", 4096, Some(0x1_0000_00AB)).unwrap();
         assert_eq!(std::fs::read_to_string(note.path()).unwrap(), "4096\t/dev/x\nuuid:\t00000001000000AB\n");
         assert_eq!(note.read(), Some(Seen { bytes: 4096, uuid: Some(0x1_0000_00AB) }));
+        note.resized("/dev/x", 8192).unwrap();
+        assert_eq!(note.read(), Some(Seen { bytes: 8192, uuid: Some(0x1_0000_00AB) }));
         note.write("/dev/x", 7, None).unwrap();
         assert_eq!(note.read(), Some(Seen { bytes: 7, uuid: None }));
         std::fs::write(note.path(), "much\t/dev/x\n").unwrap();
