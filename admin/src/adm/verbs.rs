@@ -125,6 +125,8 @@ const CREATE_MD: Accepts = flags(&[
     value("initial-current-uuid"),
     switch("consistent"),
     switch("uptodate"),
+    switch("peers-outdated"),
+    switch("rotate-uuids"),
     switch("force"),
 ]);
 const EVENTS: Accepts = flags(&[

@@ -1,17 +1,18 @@
-//! The metadata device: opening it alone, questions, and the note of where metadata was last seen.
+//! The metadata device: opening it alone, reading and writing it, and questions before something is lost.
 
+use std::cell::Cell;
 use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{BufRead, ErrorKind, IsTerminal, Write as _};
+use std::io::{BufRead, ErrorKind, IsTerminal};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use nix::libc;
 use palisade_control::runtime_dir;
 use palisade_metadata::Kind;
 use palisade_metadata::image::BlockIo;
 
-use super::{EXIT_ARGUMENT, EXIT_USAGE, Job};
+use super::{EXIT_ARGUMENT, EXIT_USAGE};
 use crate::cli::{Failure, print};
 use crate::{engines, setup};
 
@@ -21,20 +22,23 @@ const LOCK_WAIT: Duration = Duration::from_secs(1);
 const LOCK_POLL: Duration = Duration::from_millis(20);
 
 /// Asking before something is lost (`spec/metadata.md` §13.3).
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Default)]
 pub struct Question {
     pub force: bool,
     pub quiet: bool,
+    /// Questions that nobody saw.
+    pub suppressed: Cell<u32>,
 }
 
 impl Question {
     /// Whether the answer is yes. `context` is printed before the question.
-    pub fn ask(self, context: &[&str], question: &str) -> bool {
+    pub fn ask(&self, context: &[&str], question: &str) -> bool {
         if self.force && self.quiet {
+            self.suppressed.set(self.suppressed.get().saturating_add(1));
             return true;
         }
-        for line in context {
-            eprintln!("{line}");
+        if !context.is_empty() {
+            eprintln!("\n{}", context.join("\n"));
         }
         eprintln!("\n{question}");
         if self.force {
@@ -52,10 +56,61 @@ impl Question {
     }
 }
 
+/// The opened file; tells what it does if wanted, and writes nothing in a dry run.
+#[derive(Debug)]
+pub struct MetaFile {
+    file: File,
+    pub dry_run: bool,
+    verbose: bool,
+}
+
+impl MetaFile {
+    fn tell(&self, what: &str, pos: u64, bytes: usize, note: &str) {
+        if self.verbose {
+            eprintln!("{what} {bytes} bytes at {pos}{note}");
+        }
+    }
+}
+
+impl BlockIo for MetaFile {
+    fn read_at(&self, pos: u64, buf: &mut [u8]) -> std::io::Result<()> {
+        self.tell("read", pos, buf.len(), "");
+        self.file.read_at(pos, buf)
+    }
+
+    fn write_at(&self, pos: u64, buf: &[u8]) -> std::io::Result<()> {
+        if self.dry_run {
+            self.tell("write", pos, buf.len(), " SKIPPED DUE TO DRY-RUN");
+            return Ok(());
+        }
+        self.tell("write", pos, buf.len(), "");
+        self.file.write_at(pos, buf)
+    }
+
+    fn flush(&self) -> std::io::Result<()> {
+        if self.dry_run { Ok(()) } else { self.file.flush() }
+    }
+
+    fn size(&self) -> std::io::Result<u64> {
+        self.file.size()
+    }
+}
+
+/// How a device is opened.
+#[derive(Debug, Clone, Copy)]
+pub struct Opening {
+    pub read_only: bool,
+    /// A device in use is refused without a question: commands that run unattended.
+    pub never_ask: bool,
+    pub dry_run: bool,
+    /// Tell every read and write.
+    pub verbose: bool,
+}
+
 /// An opened metadata device.
 #[derive(Debug)]
 pub struct Device {
-    pub file: File,
+    pub file: MetaFile,
     pub path: String,
     pub bytes: u64,
 }
@@ -63,13 +118,8 @@ pub struct Device {
 impl Device {
     /// Opens the device. Internal and flexible external metadata are opened exclusively when something
     /// will be written; a device in use is then refused, or the user asked.
-    pub fn open(
-        path: &str,
-        kind: Kind,
-        read_only: bool,
-        never_ask: bool,
-        question: Question,
-    ) -> Result<Self, Failure> {
+    pub fn open(path: &str, kind: Kind, how: Opening, question: &Question) -> Result<Self, Failure> {
+        let read_only = how.read_only || how.dry_run;
         let failed = |e: &std::io::Error| {
             let text = e
                 .raw_os_error()
@@ -94,13 +144,18 @@ impl Device {
             busy = matches!(file.try_lock(), Err(TryLockError::WouldBlock));
         }
         if busy {
-            if never_ask && !question.force {
+            if how.never_ask && !question.force {
                 return Err(failed(&std::io::Error::from(ErrorKind::ResourceBusy)));
             }
             if !question.ask(&[], "Exclusive open failed. Do it anyways?") {
                 print("Operation canceled.\n");
                 return Err(Failure::new(EXIT_USAGE, ""));
             }
+        }
+        if is_device {
+            // What an engine wrote past the page cache must not be hidden by what is in there. This is a
+            // hint to the kernel, and nothing depends on it if nobody else has the device open.
+            let _ = posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
         }
         let bytes = file.size().map_err(|e| failed(&e))?;
         if bytes < DEVICE_BYTES_MIN {
@@ -122,6 +177,7 @@ impl Device {
                 ));
             }
         }
+        let file = MetaFile { file, dry_run: how.dry_run, verbose: how.verbose };
         Ok(Self { file, path: path.to_owned(), bytes })
     }
 }
@@ -170,59 +226,4 @@ pub fn lock_minor(minor: u32) -> Result<File, Failure> {
             Err(TryLockError::Error(e)) => return Err(failed(&e)),
         }
     }
-}
-
-fn note_path(minor: u32) -> PathBuf {
-    let directory = std::env::var_os("PALISADE_STATE_DIR")
-        .filter(|v| !v.is_empty())
-        .map_or_else(|| PathBuf::from("/var/lib/drbd"), PathBuf::from);
-    directory.join(format!("drbd-minor-{minor}.lkbd"))
-}
-
-/// Notes where the internal metadata of a minor is (`spec/metadata.md` §10.2).
-pub fn remember_location(minor: u32, path: &str, bytes: u64, uuid: Option<u64>) -> std::io::Result<()> {
-    let note = note_path(minor);
-    if let Some(directory) = note.parent() {
-        std::fs::create_dir_all(directory)?;
-    }
-    let mut text = format!("{bytes}\t{path}\n");
-    if let Some(uuid) = uuid {
-        text.push_str(&format!("uuid:\t{uuid:016X}\n"));
-    }
-    let fresh = note.with_extension("lkbd.new");
-    let mut file = File::create(&fresh)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()?;
-    std::fs::rename(&fresh, &note)
-}
-
-/// Removes the note.
-pub fn forget_location(minor: u32) {
-    let _ = std::fs::remove_file(note_path(minor));
-}
-
-/// The noted size, if it differs from the present one and belongs to this device.
-pub fn last_known_bytes(job: &Job) -> Option<u64> {
-    if job.kind != Kind::Internal {
-        return None;
-    }
-    let text = std::fs::read_to_string(note_path(job.minor?)).ok()?;
-    let (bytes, _) = text.lines().next()?.split_once('\t')?;
-    let bytes: u64 = bytes.parse().ok()?;
-    let noted_uuid = text
-        .lines()
-        .nth(1)
-        .and_then(|l| l.strip_prefix("uuid:"))
-        .and_then(|u| u64::from_str_radix(u.trim(), 16).ok());
-    if bytes >= job.device.bytes {
-        return None;
-    }
-    let found = palisade_metadata::image::read_moved(
-        &job.device.file,
-        bytes,
-        palisade_metadata::image::Extent::Exact,
-    )
-    .ok()?;
-    let same = noted_uuid.is_none_or(|u| u == found.superblock.device_uuid) || job.question.force;
-    (same && found.superblock.version == job.version).then_some(bytes)
 }

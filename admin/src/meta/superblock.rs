@@ -4,10 +4,10 @@
 use std::fmt::Write as _;
 use std::io::{IsTerminal, Write as _};
 
-use palisade_metadata::image::{self, BlockIo};
+use palisade_metadata::image::BlockIo;
 use palisade_metadata::{BLOCK_SIZE, HISTORY_LEN, PEERS_MAX, Version, md_offset};
 
-use super::{EXIT_ARGUMENT, Job, device};
+use super::{EXIT_ARGUMENT, Job};
 use crate::cli::{Failure, print};
 use crate::system::Local;
 
@@ -35,7 +35,7 @@ struct Remarks<'a> {
 pub fn dump_superblock(job: &mut Job) -> Result<i32, Failure> {
     match job.scanned.flag("output-format").unwrap_or("auto") {
         "auto" if std::io::stdout().is_terminal() => dump(job, hex),
-        "auto" | "bin" => dump(job, |_, block, _| {
+        "auto" | "bin" | "binary" => dump(job, |_, block, _| {
             let mut out = std::io::stdout().lock();
             // Nobody reads any more: nothing left to do.
             let _ = out.write_all(block).and_then(|()| out.flush());
@@ -83,11 +83,10 @@ fn dump(job: &mut Job, print: fn(&Job, &[u8; BLOCK_SIZE], &Found)) -> Result<i32
 
 fn find(job: &Job) -> Option<Found> {
     let here = md_offset(job.kind, job.device.bytes)?;
-    if job.superblock("").is_ok() {
+    if matches!(job.probe(), Ok(Some(_))) {
         return Some(Found { offset: here, code: 0 });
     }
-    let before = device::last_known_bytes(job)
-        .filter(|bytes| image::read_moved(&job.device.file, *bytes, image::Extent::Exact).is_ok());
+    let before = job.last_known_bytes();
     match before.and_then(|bytes| md_offset(job.kind, bytes)) {
         Some(offset) => Some(Found { offset, code: EXIT_MOVED }),
         None => Some(Found { offset: here, code: EXIT_INVALID }),

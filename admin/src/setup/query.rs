@@ -211,7 +211,7 @@ pub fn check_resize(c: &Call<'_>) -> Result<i32, Failure> {
     let unreadable = |e: std::io::Error| Failure::new(1, format!("{}: {e}", backing.disk));
     let mut device = std::fs::File::open(&backing.disk).map_err(unreadable)?;
     let bytes = device.seek(SeekFrom::End(0)).map_err(unreadable)?;
-    crate::meta::remember_location(minor, &backing.disk, bytes, None).map_err(|e| {
+    crate::meta::remember_location(minor, &backing.disk, bytes).map_err(|e| {
         Failure::new(1, format!("{minor}: cannot remember the size of {}: {e}", backing.disk))
     })?;
     Ok(0)

@@ -3,6 +3,8 @@
 //! Everything goes through [`BlockIo`] in aligned 4 KiB units or multiples of them. Functions that
 //! write keep the order in which things must be durable, with a flush between the steps.
 
+mod moved;
+
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
@@ -13,6 +15,8 @@ use crate::{
     Applied, ApplyError, BLOCK_SIZE, Bitmap, BitmapError, Block, DecodeError, INDEXED_SECTORS, Kind, Layout,
     LayoutError, ParsedDump, SECTOR_SIZE, Superblock, ToolError, Version, apply_al as apply, be32, md_offset,
 };
+
+pub use moved::{move_internal, read_moved};
 
 const BLOCK: u64 = BLOCK_SIZE as u64;
 /// Blocks moved at a time.
@@ -99,6 +103,17 @@ pub enum Extent {
     Padded,
 }
 
+/// What new bitmap space is filled with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fill {
+    /// Nothing is out of sync.
+    Zeros,
+    /// Everything is out of sync.
+    Ones,
+    /// What is there is kept.
+    Leave,
+}
+
 /// Everything read from one metadata area.
 #[derive(Clone, Debug)]
 pub struct Metadata {
@@ -171,21 +186,6 @@ pub fn read_metadata(
     Ok(Metadata { superblock, clamped_from, layout, bitmap, replay })
 }
 
-/// Like [`read_metadata`] for internal metadata that lies where the device ended when it had
-/// `last_bytes` bytes (§10.2). Nothing of it is judged by the present size.
-pub fn read_moved(io: &dyn BlockIo, last_bytes: u64, extent: Extent) -> Result<Metadata, ImageError> {
-    let kind = Kind::Internal;
-    let pos = md_offset(kind, last_bytes).ok_or(ImageError::NoRoom(last_bytes))?;
-    let mut superblock = Superblock::decode(&read_block(io, "superblock", pos)?)?;
-    superblock.check_tool(kind, last_bytes)?;
-    let layout = Layout::of_superblock(kind, last_bytes, None, &superblock)?;
-    let usable = superblock.tool_usable_sectors(kind, last_bytes).unwrap_or(0);
-    let clamped_from = superblock.clamp_effective_size(usable);
-    let bitmap = read_bitmap(io, &superblock, &layout, extent)?;
-    let replay = read_log(io, &superblock, &layout)?;
-    Ok(Metadata { superblock, clamped_from, layout, bitmap, replay })
-}
-
 /// Reads the bitmap of the last agreed size.
 pub fn read_bitmap(
     io: &dyn BlockIo,
@@ -207,7 +207,7 @@ pub fn read_bitmap(
         read(io, "bitmap", layout.bitmap_block_pos(first), part)?;
         for (nr, block) in (first..).zip(part.as_chunks::<BLOCK_SIZE>().0) {
             // Untouched memory of a large clean bitmap stays unbacked.
-            if block.iter().any(|b| *b != 0) {
+            if *block != [0; BLOCK_SIZE] {
                 bitmap.load_block(nr, block);
             }
         }
@@ -273,19 +273,24 @@ pub fn write_superblock(
     write(io, "superblock", layout.md_offset, &superblock.encode())
 }
 
-/// Writes zeros where there are none yet; on thin or sparse storage nothing is allocated for nothing.
-fn zero(io: &dyn BlockIo, what: &'static str, start: u64, end: u64) -> Result<(), ImageError> {
-    let mut buf = vec![0; (CHUNK_BLOCKS * BLOCK) as usize];
+/// Fills from `start` to `end`. What is right already is not written: on thin or sparse storage nothing
+/// is allocated for nothing.
+fn fill(io: &dyn BlockIo, what: &'static str, start: u64, end: u64, fill: Fill) -> Result<(), ImageError> {
+    let byte = match fill {
+        Fill::Zeros => 0,
+        Fill::Ones => 0xff,
+        Fill::Leave => return Ok(()),
+    };
+    let wanted = vec![byte; (CHUNK_BLOCKS * BLOCK) as usize];
+    let mut there = wanted.clone();
     let mut pos = start;
     while pos < end {
-        let len = (end - pos).min(CHUNK_BLOCKS * BLOCK);
-        let part = &mut buf[..len as usize];
-        read(io, what, pos, part)?;
-        if part.iter().any(|b| *b != 0) {
-            part.fill(0);
-            write(io, what, pos, part)?;
+        let len = (end - pos).min(CHUNK_BLOCKS * BLOCK) as usize;
+        read(io, what, pos, &mut there[..len])?;
+        if there[..len] != wanted[..len] {
+            write(io, what, pos, &wanted[..len])?;
         }
-        pos += len;
+        pos += len as u64;
     }
     Ok(())
 }
@@ -294,18 +299,55 @@ fn zero(io: &dyn BlockIo, what: &'static str, start: u64, end: u64) -> Result<()
 /// area and writes `superblock` last. Start from [`Layout::compute`] and [`Superblock::fresh`], and ask
 /// [`find_existing`] first. A crash in between leaves no valid metadata.
 pub fn create_md(io: &dyn BlockIo, layout: &Layout, superblock: &Superblock) -> Result<(), ImageError> {
-    prepare(io, layout)?;
+    create_md_filled(io, layout, superblock, Fill::Zeros)
+}
+
+/// Like [`create_md`] with a bitmap area filled as wanted.
+pub fn create_md_filled(
+    io: &dyn BlockIo,
+    layout: &Layout,
+    superblock: &Superblock,
+    bitmap: Fill,
+) -> Result<(), ImageError> {
+    prepare(io, layout, bitmap)?;
     write_superblock(io, layout, superblock)?;
     flush(io, "superblock")
 }
 
-/// Invalidates the superblock, then initializes the activity log and zeroes the bitmap area.
-fn prepare(io: &dyn BlockIo, layout: &Layout) -> Result<(), ImageError> {
+/// Invalidates the superblock, then initializes the activity log and fills the bitmap area.
+fn prepare(io: &dyn BlockIo, layout: &Layout, bitmap: Fill) -> Result<(), ImageError> {
     write(io, "superblock", layout.md_offset, &[0; BLOCK_SIZE])?;
     flush(io, "superblock")?;
     initialize_log(io, layout)?;
     let start = layout.bitmap_pos();
-    zero(io, "bitmap", start, start + layout.bm_area_sectors * SECTOR_SIZE)?;
+    fill(io, "bitmap", start, start + layout.bm_area_sectors * SECTOR_SIZE, bitmap)?;
+    flush(io, "bitmap")
+}
+
+/// Makes the bitmap slot of a node that is forgotten one of those that count since day 0 (§9.5): it gets
+/// the bits of a slot that nobody uses, or all bits if every slot is in use. Bits are only added, so
+/// that a crash before the superblock says the same costs nothing but time. Durable on return.
+pub fn release_slot(
+    io: &dyn BlockIo,
+    superblock: &Superblock,
+    layout: &Layout,
+    slot: usize,
+) -> Result<(), ImageError> {
+    let mut bitmap = read_bitmap(io, superblock, layout, Extent::Exact)?;
+    if slot >= bitmap.slots() {
+        return Ok(());
+    }
+    match superblock.free_bitmap_slot() {
+        Some(free) => {
+            let words = bitmap.words(free).to_vec();
+            bitmap.or_words(slot, 0, &words);
+        }
+        None => {
+            bitmap.set_all(slot);
+        }
+    }
+    let blocks = bitmap.take_dirty();
+    write_bitmap_blocks(io, layout, &bitmap, &blocks)?;
     flush(io, "bitmap")
 }
 
@@ -341,6 +383,27 @@ pub fn apply_al(
     Ok((applied, md))
 }
 
+/// The superblock that [`restore_md`] writes, its place, and the last agreed size if it was too big.
+/// Offsets are computed for the granularity and the log of the dump.
+pub fn restored(
+    io: &dyn BlockIo,
+    kind: Kind,
+    data_sectors: Option<u64>,
+    al_geometry: Option<(u32, u32)>,
+    dump: &ParsedDump,
+) -> Result<(Superblock, Layout, Option<u64>), ImageError> {
+    let mut superblock = dump.superblock.clone();
+    if let Some((stripes, size)) = al_geometry {
+        (superblock.al_stripes, superblock.al_stripe_size_4k) = (stripes, size);
+    }
+    let bytes = size(io)?;
+    let layout = Layout::compute(kind, bytes, data_sectors, superblock.geometry())?;
+    superblock.set_layout(&layout);
+    let usable = superblock.tool_usable_sectors(kind, bytes).unwrap_or(0);
+    let clamped_from = superblock.clamp_effective_size(usable.min(layout.bitmap_covers_sectors()));
+    Ok((superblock, layout, clamped_from))
+}
+
 /// Writes a parsed dump (restore-md, §12.5): the complete bitmap, short sections filled with zeros, then
 /// the superblock. `al_geometry` overrides stripes and stripe size of the dump. The activity log is
 /// initialized, unlike by the reference, so that the result can be attached.
@@ -351,15 +414,7 @@ pub fn restore_md(
     al_geometry: Option<(u32, u32)>,
     dump: &ParsedDump,
 ) -> Result<Metadata, ImageError> {
-    let mut superblock = dump.superblock.clone();
-    if let Some((stripes, size)) = al_geometry {
-        (superblock.al_stripes, superblock.al_stripe_size_4k) = (stripes, size);
-    }
-    let bytes = size(io)?;
-    let layout = Layout::compute(kind, bytes, data_sectors, superblock.geometry())?;
-    superblock.set_layout(&layout);
-    let usable = superblock.tool_usable_sectors(kind, bytes).unwrap_or(0);
-    let clamped_from = superblock.clamp_effective_size(usable.min(layout.bitmap_covers_sectors()));
+    let (superblock, layout, clamped_from) = restored(io, kind, data_sectors, al_geometry, dump)?;
     let mut bitmap = Bitmap::with_padding(
         superblock.max_peers,
         superblock.effective_size_sectors,
@@ -377,7 +432,7 @@ pub fn restore_md(
             word = end;
         }
     }
-    prepare(io, &layout)?;
+    prepare(io, &layout, Fill::Zeros)?;
     let blocks = bitmap.take_dirty();
     write_bitmap_blocks(io, &layout, &bitmap, &blocks)?;
     flush(io, "bitmap")?;
@@ -385,53 +440,6 @@ pub fn restore_md(
     flush(io, "superblock")?;
     let replay = read_log(io, &superblock, &layout)?;
     Ok(Metadata { superblock, clamped_from, layout, bitmap, replay })
-}
-
-/// Moves internal metadata to the end of a device that grew from `last_bytes` (check-resize, §10.2):
-/// activity log and bitmap are copied, the rest of the new bitmap area is zeroed, then the new superblock
-/// is written and flushed before the old area is wiped. Returns the new superblock and layout.
-pub fn move_internal(io: &dyn BlockIo, last_bytes: u64) -> Result<(Superblock, Layout), ImageError> {
-    let bytes = size(io)?;
-    let pos = md_offset(Kind::Internal, last_bytes).ok_or(ImageError::NoRoom(last_bytes))?;
-    let mut superblock = Superblock::decode(&read_block(io, "superblock", pos)?)?;
-    superblock.check_tool(Kind::Internal, last_bytes)?;
-    let old = Layout::of_superblock(Kind::Internal, last_bytes, None, &superblock)?;
-    let new = Layout::compute(Kind::Internal, bytes, None, superblock.geometry())?;
-    if bytes < last_bytes || superblock.effective_size_sectors > new.usable_sectors {
-        return Err(ImageError::NoRoom(bytes));
-    }
-    superblock.set_layout(&new);
-    // The new log never reaches the old bitmap, so it goes first.
-    copy(io, "activity log", old.al_pos(), new.al_pos(), old.al_blocks() * BLOCK)?;
-    let old_bytes = old.bm_area_sectors * SECTOR_SIZE;
-    copy(io, "bitmap", old.bitmap_pos(), new.bitmap_pos(), old_bytes)?;
-    zero(io, "bitmap", new.bitmap_pos() + old_bytes, new.al_pos())?;
-    flush(io, "bitmap")?;
-    write_superblock(io, &new, &superblock)?;
-    flush(io, "superblock")?;
-    if new.md_offset != old.md_offset {
-        let end = old.area_end().min(new.area_start());
-        zero(io, "old metadata", old.area_start(), end)?;
-        flush(io, "old metadata")?;
-    }
-    Ok((superblock, new))
-}
-
-/// Copies between areas that may overlap, in the direction that keeps the source intact.
-fn copy(io: &dyn BlockIo, what: &'static str, from: u64, to: u64, bytes: u64) -> Result<(), ImageError> {
-    if from == to {
-        return Ok(());
-    }
-    let step = CHUNK_BLOCKS * BLOCK;
-    let pieces = bytes.div_ceil(step);
-    let mut buf = vec![0; step as usize];
-    for n in 0..pieces {
-        let at = if to > from { pieces - 1 - n } else { n } * step;
-        let part = &mut buf[..step.min(bytes - at) as usize];
-        read(io, what, from + at, part)?;
-        write(io, what, to + at, part)?;
-    }
-    Ok(())
 }
 
 /// Format of metadata that was found.

@@ -2,10 +2,14 @@
 
 use crate::layout::check_bytes_per_bit;
 use crate::superblock::{PeerSlot, Superblock, Version};
-use crate::{DeviceFlags, HISTORY_LEN, PEERS_MAX, PeerFlags};
+use crate::{Bitmap, DeviceFlags, HISTORY_LEN, PEERS_MAX, PeerFlags};
 
 /// Longest string token.
 const STRING_MAX: usize = 20;
+/// Most characters shown of what is no token.
+const SHOWN_MAX: usize = 64;
+const STRING: &str = "short quoted string (\"..up to 20 characters, no newline..\")";
+const WORD_OR_END: &str = "repeat count, 16-digit hex number, or closing brace (})";
 /// Most digits of a number.
 const DIGITS_MAX: usize = 19;
 
@@ -27,18 +31,56 @@ pub struct ParsedDump {
     pub bitmaps: Vec<Vec<Run>>,
 }
 
+impl ParsedDump {
+    /// Whether a section has words behind the end of `bitmap`; restoring drops them.
+    pub fn reaches_beyond(&self, bitmap: &Bitmap) -> bool {
+        self.bitmaps.iter().enumerate().take(bitmap.slots()).any(|(slot, runs)| {
+            let words = runs.iter().fold(0, |sum: u64, run| sum.saturating_add(run.count));
+            words > bitmap.words(slot).len() as u64
+        })
+    }
+}
+
 /// Why a dump was refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ParseError {
     /// Something else was expected.
-    #[error("Parse error in line {line}: {expected} expected, {seen}")]
+    #[error("{bad}Parse error in line {line}: {expected} expected{seen}")]
     Unexpected {
+        /// A line about what is no token at all, or nothing.
+        bad: String,
         /// Line, from 1.
         line: u32,
         /// What should be there.
         expected: String,
-        /// What is there.
+        /// What is there instead, with the punctuation before it.
         seen: String,
+    },
+    /// A bitmap out of order.
+    #[error("Parse error in line {line}: Expected peer slot {expected} but found {found}")]
+    Bitmap {
+        /// Line, from 1.
+        line: u32,
+        /// What should be there.
+        expected: u32,
+        /// What is there.
+        found: i64,
+    },
+    /// A node id that cannot be.
+    #[error("Parse error in line {line}: Slot {slot} out of range")]
+    Slot {
+        /// Line, from 1.
+        line: u32,
+        /// What is there.
+        slot: i64,
+    },
+    /// A node id that was there already.
+    #[error("Parse error in line {line}: Peer slot {slot} defined multiple times")]
+    Again {
+        /// Line, from 1.
+        line: u32,
+        /// What is there.
+        slot: i64,
     },
     /// Another version.
     #[error("dump is '{found}' you requested '{wanted}'.")]
@@ -71,8 +113,45 @@ enum Token<'a> {
     Hex64(u64),
     Num(i64),
     Symbol(char),
-    Bad(&'a str),
+    /// Why it is none, and what was read of it.
+    Bad(&'static str, &'a str),
+    Character(char),
     End,
+}
+
+const KEYWORDS: &[&str] = &[
+    "version",
+    "max-peers",
+    "node-id",
+    "current-uuid",
+    "flags",
+    "members",
+    "peer",
+    "bitmap-index",
+    "bitmap-uuid",
+    "bitmap-dagtag",
+    "history-uuids",
+    "uuid",
+    "gc",
+    "la-size-sect",
+    "bm-byte-per-bit",
+    "device-uuid",
+    "la-peer-max-bio-size",
+    "al-stripes",
+    "al-stripe-size-4k",
+    "bm",
+    "bitmap",
+    "times",
+];
+
+fn symbol_name(symbol: char) -> &'static str {
+    match symbol {
+        ';' => "semicolon",
+        '[' => "opening bracket",
+        ']' => "closing bracket",
+        '{' => "opening brace",
+        _ => "closing brace",
+    }
 }
 
 struct Parser<'a> {
@@ -168,11 +247,11 @@ impl<'a> Parser<'a> {
             self.symbol('[')?;
             let line = self.line;
             let n = self.num()?;
-            let slot = usize::try_from(n).ok().filter(|n| *n < PEERS_MAX && !seen[*n]);
-            let Some(slot) = slot else {
-                return Err(ParseError::Range { what: "peer", value: n, line });
-            };
-            seen[slot] = true;
+            let slot = usize::try_from(n).ok().filter(|n| *n < PEERS_MAX);
+            let slot = slot.ok_or(ParseError::Slot { line, slot: n })?;
+            if std::mem::replace(&mut seen[slot], true) {
+                return Err(ParseError::Again { line, slot: n });
+            }
             self.symbol(']')?;
             self.symbol('{')?;
             sb.peers[slot] = PeerSlot {
@@ -224,7 +303,7 @@ impl<'a> Parser<'a> {
                     })?;
                     (count, self.hex64()?)
                 }
-                other => return Err(self.unexpected("64-bit hex number, 'times' or '}'", &other)),
+                other => return Err(self.unexpected(WORD_OR_END, &other)),
             };
             self.symbol(';')?;
             match runs.last_mut() {
@@ -234,12 +313,12 @@ impl<'a> Parser<'a> {
         }
     }
 
-    fn index(&mut self, wanted: u32) -> Result<(), ParseError> {
+    fn index(&mut self, expected: u32) -> Result<(), ParseError> {
         self.symbol('[')?;
         let line = self.line;
-        let value = self.num()?;
-        if value != i64::from(wanted) {
-            return Err(ParseError::Range { what: "bitmap", value, line });
+        let found = self.num()?;
+        if found != i64::from(expected) {
+            return Err(ParseError::Bitmap { line, expected, found });
         }
         self.symbol(']')
     }
@@ -265,57 +344,64 @@ impl<'a> Parser<'a> {
     fn word(&mut self, keyword: &'static str) -> Result<(), ParseError> {
         match self.next() {
             Token::Word(w) if w == keyword => Ok(()),
-            other => Err(self.unexpected(&format!("'{keyword}'"), &other)),
+            other => Err(self.unexpected(&format!("keyword '{keyword}'"), &other)),
         }
     }
 
     fn symbol(&mut self, symbol: char) -> Result<(), ParseError> {
         match self.next() {
             Token::Symbol(s) if s == symbol => Ok(()),
-            other => Err(self.unexpected(&format!("'{symbol}'"), &other)),
+            other => Err(self.unexpected(&format!("{} ({symbol})", symbol_name(symbol)), &other)),
         }
     }
 
     fn text(&mut self) -> Result<&'a str, ParseError> {
         match self.next() {
             Token::Text(text) => Ok(text),
-            other => Err(self.unexpected("string", &other)),
+            other => Err(self.unexpected(STRING, &other)),
         }
     }
 
     fn hex32(&mut self) -> Result<u32, ParseError> {
         match self.next() {
             Token::Hex32(value) => Ok(value),
-            other => Err(self.unexpected("32-bit hex number", &other)),
+            other => Err(self.unexpected("an 8-digit hex number", &other)),
         }
     }
 
     fn hex64(&mut self) -> Result<u64, ParseError> {
         match self.next() {
             Token::Hex64(value) => Ok(value),
-            other => Err(self.unexpected("64-bit hex number", &other)),
+            other => Err(self.unexpected("a 16-digit hex number", &other)),
         }
     }
 
     fn num(&mut self) -> Result<i64, ParseError> {
         match self.next() {
             Token::Num(value) => Ok(value),
-            other => Err(self.unexpected("number", &other)),
+            other => Err(self.unexpected("number ([0-9], up to 20 digits)", &other)),
         }
     }
 
     fn unexpected(&self, expected: &str, seen: &Token<'_>) -> ParseError {
+        let mut bad = String::new();
         let seen = match seen {
-            Token::Word(w) => format!("'{w}' seen"),
-            Token::Text(t) => format!("\"{t}\" seen"),
-            Token::Hex32(v) => format!("0x{v:08X} seen"),
-            Token::Hex64(v) => format!("0x{v:016X} seen"),
-            Token::Num(v) => format!("{v} seen"),
-            Token::Symbol(c) => format!("'{c}' seen"),
-            Token::Bad(t) => format!("unknown token '{}' seen", t.escape_debug()),
-            Token::End => "end of file seen".to_owned(),
+            Token::Word(w) => format!(", not '{w}'"),
+            Token::Text(t) => format!(", not '{t}'"),
+            Token::Hex32(_) | Token::Hex64(_) | Token::Num(_) => ", not some number".to_owned(),
+            Token::Symbol(c) => format!(", not '{c}'"),
+            Token::Bad(why, text) => {
+                let text: String = text.chars().take(SHOWN_MAX).collect();
+                bad = format!("line {}: {why}: {text} ...\n", self.line);
+                String::new()
+            }
+            Token::Character(c) => {
+                let shown = c.escape_debug();
+                format!("; got invalid input character '\\x{:x}' [{shown}]", u32::from(*c))
+            }
+            Token::End => ", but end of file encountered".to_owned(),
         };
-        ParseError::Unexpected { line: self.line, expected: expected.to_owned(), seen }
+        ParseError::Unexpected { bad, line: self.line, expected: expected.to_owned(), seen }
     }
 
     fn peek(&self) -> Token<'a> {
@@ -352,31 +438,77 @@ impl<'a> Parser<'a> {
             let inner = &self.rest[1..];
             let len = inner.find(['"', '\n']).unwrap_or(inner.len());
             let closed = inner[len..].starts_with('"') && (1..=STRING_MAX).contains(&len);
-            let token = self.take(if closed { len + 2 } else { 1 });
-            return if closed { Token::Text(&token[1..=len]) } else { Token::Bad(token) };
+            if closed {
+                return Token::Text(&self.take(len + 2)[1..=len]);
+            }
+            let empty = inner.starts_with('"');
+            let shown = if empty { 1 } else { inner.floor_char_boundary(len.min(STRING_MAX)) };
+            return Token::Bad("invalid string", self.take(1 + shown));
         }
         let part = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
         let len = self.rest.find(|c| !part(c)).unwrap_or(self.rest.len());
-        let token = self.take(len.max(first.len_utf8()));
+        if len == 0 {
+            self.take(first.len_utf8());
+            return Token::Character(first);
+        }
+        let token = self.take(len);
         if let Some(hex) = token.strip_prefix("0x") {
             let digits = hex.bytes().all(|b| b.is_ascii_hexdigit());
             return match (hex.len(), digits, u64::from_str_radix(hex, 16)) {
                 (16, true, Ok(value)) => Token::Hex64(value),
                 (8, true, Ok(value)) => Token::Hex32(value as u32),
-                _ => Token::Bad(token),
+                _ => Token::Bad("invalid hex number (only 8 or 16 hex digits accepted)", token),
             };
         }
         let digits = token.strip_prefix('-').unwrap_or(token);
         if !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()) {
             return match token.parse() {
                 Ok(value) if digits.len() <= DIGITS_MAX => Token::Num(value),
-                _ => Token::Bad(token),
+                _ => Token::Bad("number too big", token),
             };
         }
-        if token.starts_with(|c: char| c.is_ascii_lowercase()) {
-            Token::Word(token)
-        } else {
-            Token::Bad(token)
+        if KEYWORDS.contains(&token) { Token::Word(token) } else { Token::Bad("unknown token", token) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_wrong_is_said_in_the_words_of_the_reference() {
+        let head = "version \"v09\";\nmax-peers 1; ";
+        let string = "short quoted string (\"..up to 20 characters, no newline..\") expected";
+        for (text, said) in [
+            ("version", format!("Parse error in line 1: {string}, but end of file encountered")),
+            ("version 5;", format!("Parse error in line 1: {string}, not some number")),
+            ("max-peers", "Parse error in line 1: keyword 'version' expected, not 'max-peers'".to_owned()),
+            ("version \"v09\" peer", "Parse error in line 1: semicolon (;) expected, not 'peer'".to_owned()),
+            (
+                "zork",
+                "line 1: unknown token: zork ...\nParse error in line 1: keyword 'version' expected"
+                    .to_owned(),
+            ),
+            (
+                &format!("{head}="),
+                "Parse error in line 2: keyword 'node-id' expected; got invalid input character '\\x3d' [=]"
+                    .to_owned(),
+            ),
+            (
+                "version \"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\";",
+                format!(
+                    "line 1: invalid string: \"aaaaaaaaaaaaaaaaaaaa ...\nParse error in line 1: {string}"
+                ),
+            ),
+        ] {
+            assert_eq!(parse_dump(text, Version::V09).unwrap_err().to_string(), said, "{text}");
+        }
+        // Whatever a file holds is an error and no panic.
+        for odd in ["ä", "\"ää", "\"äääääääääääää\n", "\"", "-", "0x", "--5", "\0", "version \"", "\"ä\"ä"]
+        {
+            for text in [odd.to_owned(), format!("version {odd}"), format!("{head}{odd}")] {
+                assert!(parse_dump(&text, Version::V09).is_err(), "{text}");
+            }
         }
     }
 }

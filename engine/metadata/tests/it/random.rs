@@ -98,7 +98,7 @@ proptest! {
             }
         }
         let _ = image::apply_al(&device, kind, None);
-        let _ = image::move_internal(&device, 2 << 20);
+        let _ = image::move_internal(&device, 2 << 20, image::Fill::Zeros);
     }
 
     #[test]

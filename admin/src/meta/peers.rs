@@ -1,17 +1,48 @@
-//! `repair-md`: undoes what old kernels left in the entries of nodes that never were there
-//! (`spec/metadata.md` §13.5). It writes only if an entry is wrong, and never touches an entry in use.
+//! Entries of nodes: `forget-peer` frees one, `repair-md` undoes what old kernels left in those of nodes
+//! that never were there (`spec/metadata.md` §9.5, §13.5). `repair-md` writes only if an entry is wrong,
+//! and never touches an entry in use.
 
-use palisade_metadata::{Kind, Superblock, Version};
+use palisade_metadata::{PeerSlot, Superblock, Version, image};
 
-use super::{EXIT_FAILED, Job, NO_METADATA, check_resize};
+use super::resize::move_from;
+use super::{EXIT_ARGUMENT, EXIT_FAILED, EXIT_USAGE, Job, NO_METADATA};
 use crate::cli::Failure;
 
+/// Frees the slot of a node: it counts since day 0 from now on, and so does the entry's UUID, so that a
+/// new node can start there.
+pub fn forget_peer(job: &mut Job) -> Result<i32, Failure> {
+    let (mut superblock, layout) = job.superblock(NO_METADATA)?;
+    if superblock.version == Version::V08 {
+        return Err(Failure::new(EXIT_USAGE, "The forget-peer command needs v09 metadata"));
+    }
+    let node_id = job.node_id();
+    let own = usize::try_from(superblock.node_id).ok();
+    if own == Some(node_id) {
+        return Err(Failure::new(EXIT_ARGUMENT, format!("Node id {node_id} is this node's own.")));
+    }
+    let day0 = superblock.peers.iter().enumerate().rev();
+    let day0 = day0.filter(|(id, p)| Some(*id) != own && *id != node_id && p.is_day0());
+    let day0 = day0.map(|(_, p)| *p).next().unwrap_or_default();
+    if let Some(slot) = superblock.bitmap_slot(node_id) {
+        image::release_slot(&job.device.file, &superblock, &layout, slot).map_err(|e| job.io_failure(&e))?;
+    }
+    let Some(entry) = superblock.peers.get_mut(node_id) else {
+        return Err(Failure::new(EXIT_ARGUMENT, format!("There is no entry for node id {node_id}.")));
+    };
+    *entry = PeerSlot { bitmap_uuid: day0.bitmap_uuid, bitmap_dagtag: day0.bitmap_dagtag, ..PeerSlot::EMPTY };
+    job.store(&layout, &superblock)?;
+    Ok(0)
+}
+
 pub fn repair_md(job: &mut Job) -> Result<i32, Failure> {
-    if job.superblock("").is_err()
-        && job.kind == Kind::Internal
-        && super::device::last_known_bytes(job).is_some()
+    if job.probe()?.is_none()
+        && let Some(last) = job.last_known_bytes()
     {
-        check_resize(job)?;
+        if job.device.file.dry_run {
+            eprintln!("The metadata is where the device ended before it grew (see check-resize).");
+            return Ok(EXIT_FAILED);
+        }
+        move_from(job, last)?;
     }
     let (mut superblock, layout) = job.superblock(NO_METADATA)?;
     let repairs = repairs(&superblock);
@@ -61,7 +92,7 @@ fn repairs(superblock: &Superblock) -> Vec<Repair> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use palisade_metadata::{Geometry, Layout, PeerSlot};
+    use palisade_metadata::{Geometry, Kind, Layout};
 
     #[test]
     fn day0_entries_follow_the_highest_one_and_others_stay() {
