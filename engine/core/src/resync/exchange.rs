@@ -15,7 +15,7 @@ use palisade_wire::enums::{ConnState, DiskState, ReplState};
 impl Core {
     pub(crate) fn begin_exchange(&mut self, n: NodeId, v: VolumeNr) {
         let bits = self.devs.get(&v).and_then(|d| d.ldev.as_ref()).map_or(0, |l| l.bitmap.bits());
-        let generation = self.devs.get(&v).map_or(0, |d| d.current_uuid());
+        let generation = self.devs.get(&v).map_or(0, crate::device::Device::current_uuid);
         if let Some(p) = self.pds.get_mut(&(n, v)) {
             p.target_done = None;
             p.bitmap.packets = 0;

@@ -112,7 +112,7 @@ impl Core {
     }
 
     fn equal_generation(&self, n: NodeId, v: VolumeNr) -> bool {
-        let own = self.devs.get(&v).map_or(0, |d| d.current_uuid());
+        let own = self.devs.get(&v).map_or(0, crate::device::Device::current_uuid);
         let theirs = self.pds.get(&(n, v)).and_then(|p| p.uuids.as_ref()).map_or(0, |u| u.set.current);
         is_generation(own) && same(own, theirs)
     }
