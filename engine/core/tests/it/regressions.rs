@@ -1,6 +1,7 @@
 //! What once went wrong and must not come back. Each test is named after what must hold; its comment says what
 //! happened instead.
 
+mod apart;
 mod resync;
 
 use crate::harness::{Cluster, EXTENT, Slow, V, id, net};
