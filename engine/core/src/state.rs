@@ -739,8 +739,7 @@ pub(crate) fn check_soft(old: &State, new: &State, f: &Facts<'_>, o: Options) ->
             continue;
         }
         let ok = if new.role == Role::Primary {
-            new.peers_of(*v)
-                .any(|(_, p)| p.pdsk == D::UpToDate && matches!(p.repl, R::WFBitMapT | R::StartingSyncT))
+            new.peers_of(*v).any(|(_, p)| p.pdsk == D::UpToDate && p.repl == R::WFBitMapT)
         } else {
             new.primary_peers().is_empty()
                 || new.peers_of(*v).any(|(_, p)| is_target(p.repl) || p.repl == R::Behind)

@@ -208,18 +208,10 @@ impl Core {
     pub(crate) fn announce_generation(&mut self, v: VolumeNr, weak: u64, forced: bool) {
         // Writes of the old generation end here for every replica.
         self.close_epoch();
-        let current = self.devs.get(&v).map_or(0, crate::device::Device::current_uuid);
         let extra = if forced { UuidFlags::NONE } else { UuidFlags::NEW_DATAGEN };
         for n in self.st.connected_mask().iter().collect::<Vec<_>>() {
             if self.st.repl(n, v) >= ReplState::Established {
                 self.send_uuids(n, v, extra, weak);
-                // Whoever takes part follows; it may become this node's source.
-                if let Some(u) = self.pds.get_mut(&(n, v)).and_then(|p| p.uuids.as_mut())
-                    && weak & n.mask().0 == 0
-                    && current != 0
-                {
-                    u.set.current = current;
-                }
             }
         }
         self.todo(Todo::Kick(v));

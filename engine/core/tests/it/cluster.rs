@@ -3,7 +3,6 @@
 use crate::harness::{Cluster, V, id};
 use palisade_core::config::QuorumOption;
 use palisade_core::io::{BlockOp, BlockResult, Command};
-use palisade_wire::Packet;
 use palisade_wire::enums::{ConnState, DiskState, Role};
 use std::time::Duration;
 
@@ -148,32 +147,6 @@ fn a_refused_down_is_answered() {
     c.ok(0, Command::Demote { force: false });
     c.ok(1, Command::Down);
     assert_eq!(c.disk(1), DiskState::Diskless);
-}
-
-#[test]
-fn a_primary_may_be_invalidated_while_another_disk_is_up_to_date() {
-    for reset_bitmap in [true, false] {
-        let mut c = Cluster::formed(3);
-        c.write(0, 160, 4096, 9);
-        c.hold(|_, _, p| matches!(p, Packet::RsDataReply(_)));
-        c.ok(0, Command::Invalidate { vnr: V, from: None, reset_bitmap });
-        if reset_bitmap {
-            c.wait("held resync", |c| c.held_packets() > 0);
-            assert_eq!(c.disk(0), DiskState::Inconsistent);
-        }
-        // Reads are the peers' now; a write waits for the resync of its blocks only.
-        assert_eq!(c.read(0, 160), 9);
-        c.deliver();
-        c.write(0, 168, 4096, 3);
-        assert_eq!(c.read(0, 168), 3);
-        c.wait("resync", Cluster::all_up_to_date);
-        c.assert_equal();
-    }
-    let mut c = Cluster::formed(2);
-    c.cut_link(0, 1);
-    let refused = c.admin(0, Command::Invalidate { vnr: V, from: None, reset_bitmap: true }).unwrap_err();
-    assert_eq!(refused.code, -2, "{refused}");
-    assert_eq!(c.disk(0), DiskState::UpToDate);
 }
 
 #[test]
