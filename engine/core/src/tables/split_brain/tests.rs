@@ -410,6 +410,8 @@ fn reconcile() {
     assert_eq!(negotiate(&n).verdict.strategy, NoSync);
     n.compare.features = Features::ALL;
     n.compare.peer.disk = DiskState::Consistent;
+    assert_eq!(negotiate(&n).verdict.strategy, SyncSourceUseBitmap);
+    n.compare.peer.disk = DiskState::Outdated;
     assert_eq!(negotiate(&n).verdict.strategy, NoSync);
 }
 
